@@ -1,0 +1,95 @@
+"""One YAML file describes one run. Loading is strict: unknown, missing and mistyped keys are errors.
+
+A config is a frozen pydantic model. `load` reads a file and applies `section.key=value` overrides;
+the nearest known name is offered for an unknown one.
+"""
+
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, strict about names, tolerant only of YAML's own spellings (1e-4, ints for floats)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def replace(self: T, **changes: Any) -> T:
+        """A copy with some fields changed, validated again."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read the YAML file `path` into `cls`, then apply `a.b=value` overrides (values are YAML).
+
+    Raises:
+        ValueError: one line per problem, each with the file, the key, what was given and what was wanted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {path}: no such file; presets are in configs/")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"config {path}: expected `key: value` lines, got {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return build(cls, tree, where=str(path))
+
+
+def build(cls: type[T], tree: dict, where: str) -> T:
+    """Validate a nested dict as `cls`; `where` opens every message."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as failure:
+        problems = [_explain(cls, error, where) for error in failure.errors()]
+        raise ValueError("\n".join(problems)) from None
+
+
+def _apply(tree: dict, override: str) -> None:
+    dotted, sep, value = override.partition("=")
+    if not sep or not dotted:
+        raise ValueError(f"override {override!r} is not of the form section.key=value")
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"override {override!r}: {key!r} is a value, not a section")
+    node[leaf] = yaml.safe_load(value) if value else ""
+
+
+def _explain(cls: type[Config], error: Any, where: str) -> str:
+    *parents, key = error["loc"] or ("",)
+    dotted = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(cls, parents)
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key {dotted!r}; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: {dotted!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {dotted}: {message}; got {error['input']!r}" if dotted else f"{where}: {message}"
+
+
+def _fields_at(cls: type[Config], parents: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the section that `parents` leads to; list indices and union tags lead nowhere new."""
+    for part in parents:
+        field = cls.model_fields.get(str(part))
+        if field is None:
+            continue
+        options = [field.annotation, *typing.get_args(field.annotation)]
+        nested = [c for c in options if isinstance(c, type) and issubclass(c, Config)]
+        if nested:
+            cls = nested[0]
+    return list(cls.model_fields)

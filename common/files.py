@@ -1,0 +1,41 @@
+"""Writing a file so that it is whole or absent."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`: it becomes `path` if the block succeeds and is removed if it fails.
+
+    The content is on the disk before the name is, so a crash leaves the old file or the new one.
+
+    Raises:
+        ValueError: the folder is missing or not writable, or the disk is full; names `path` and the reason.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"writing {path}: got {reason!r}, wanted a new file; "
+            f"check that {path.parent} exists, may be written and has space left"
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write JSON, indented, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,158 @@
+"""Pictures as files and as model input: photographs, PNG, contact sheets, and the pixel range of the model.
+
+Shape legend: B batch, C channels, T frames, H height, W width. Files and screens are uint8 RGB with C last.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .files import whole_file
+
+JPEG_START = b"\xff\xd8"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture as uint8 RGB (H, W, 3), turned upright as the EXIF data of a JPEG or an opaque PNG say.
+
+    Grey becomes RGB, 16 bits are scaled to 8, transparent pixels lie on white.
+
+    Raises:
+        ValueError: no such file, no picture, or a depth other than 8 or 16 bits.
+    """
+    path = Path(path)
+    wanted = "wanted a PNG, JPEG, WebP, BMP or TIFF picture"
+    if not path.is_file():
+        raise ValueError(f"image {path}: got no such file, {wanted}; check the path")
+    data = np.fromfile(path, np.uint8)
+    pixels = _decode(data)
+    if pixels is None:
+        raise ValueError(f"image {path}: got {data.size} bytes that do not decode, {wanted}; save it again")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"image {path}: got {pixels.dtype} pixels, wanted 8 or 16 bits; convert it to PNG")
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+    return _on_white(pixels) if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _decode(data: np.ndarray) -> np.ndarray | None:
+    """BGR or BGRA pixels. OpenCV turns a picture upright only where it drops alpha: look for alpha first."""
+    if data.size == 0:
+        return None
+    if data[:2].tobytes() != JPEG_START:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if pixels is None or (pixels.ndim == 3 and pixels.shape[2] == 4):
+            return pixels
+    return cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+
+
+def _on_white(pixels_bgra: np.ndarray) -> np.ndarray:
+    rgba = cv2.cvtColor(pixels_bgra, cv2.COLOR_BGRA2RGBA).astype(np.float32)
+    alpha = rgba[..., 3:] / 255
+    return np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
+    """Write uint8 RGB (H, W, 3) without loss; the file is whole or absent.
+
+    Raises:
+        ValueError: other pixels, or the file cannot be written.
+    """
+    if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
+        got = f"{image_HWC.dtype} of shape {image_HWC.shape}"
+        raise ValueError(f"writing {path}: got {got}, wanted uint8 (H, W, 3); see to_uint8")
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
+    assert encoded
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def contact_sheet(frames_THWC: np.ndarray, columns: int = 4, max_frames: int = 16) -> np.ndarray:
+    """Frames of a clip in rows as one picture (H, W, 3): `max_frames` at most, evenly over the clip."""
+    check_frames(frames_THWC, "contact sheet")
+    count = min(len(frames_THWC), max_frames)
+    picked = frames_THWC[np.linspace(0, len(frames_THWC) - 1, count).round().astype(int)]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    _, H, W, C = picked.shape
+    cells = np.zeros((rows * columns, H, W, C), np.uint8)  # cells left over stay black
+    cells[:count] = picked
+    # (r c) h w C -> (r h) (c w) C
+    return cells.reshape(rows, columns, H, W, C).transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, C)
+
+
+def write_contact_sheet(
+    path: str | Path, frames_THWC: np.ndarray, columns: int = 4, max_frames: int = 16
+) -> None:
+    """Write the contact sheet of a clip as PNG."""
+    write_png(path, contact_sheet(frames_THWC, columns, max_frames))
+
+
+def side_by_side(left_THWC: np.ndarray, right_THWC: np.ndarray) -> np.ndarray:
+    """Two clips of equal size in one, the second to the right of the first.
+
+    Raises:
+        ValueError: they differ in length or size.
+    """
+    check_frames(left_THWC, "left clip")
+    check_frames(right_THWC, "right clip")
+    if left_THWC.shape != right_THWC.shape:
+        raise ValueError(
+            f"side by side: got {left_THWC.shape} and {right_THWC.shape}, wanted one size and length; "
+            "cut the longer one and use resize_crop"
+        )
+    return np.concatenate([left_THWC, right_THWC], axis=2)
+
+
+def to_model(frames_THWC: np.ndarray) -> np.ndarray:
+    """uint8 pixels as the model takes them, float32 in [-1, 1]: "t h w c -> 1 c t h w"."""
+    check_frames(frames_THWC, "model input")
+    x_THWC = frames_THWC.astype(np.float32) / 255 * 2 - 1
+    return np.ascontiguousarray(x_THWC.transpose(3, 0, 1, 2)[None])
+
+
+def to_uint8(x_CTHW: np.ndarray) -> np.ndarray:
+    """What the VAE decodes as uint8 pixels: "c t h w -> t h w c"; a leading batch of one is accepted.
+
+    Values outside [-1, 1] are cut, fractions are dropped: both as the reference does.
+
+    Raises:
+        ValueError: not one clip, or NaN.
+    """
+    if x_CTHW.ndim == 5 and len(x_CTHW) == 1:
+        x_CTHW = x_CTHW[0]
+    if x_CTHW.ndim != 4 or len(x_CTHW) != 3:
+        raise ValueError(
+            f"pixels: got shape {x_CTHW.shape}, wanted (3, T, H, W) of one clip; pass x_BCTHW[i]"
+        )
+    x_THWC = x_CTHW.transpose(1, 2, 3, 0).astype(np.float32)
+    num_nan = int(np.isnan(x_THWC).sum())
+    if num_nan:
+        raise ValueError(f"pixels: got {num_nan} NaN of {x_THWC.size}, wanted numbers; decode in float32")
+    return ((x_THWC / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
+
+
+def resize_crop(frames_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames of this size: scaled without distortion until they just cover it, then cut around the centre."""
+    check_frames(frames_THWC, "resize")
+    _, H, W, _ = frames_THWC.shape
+    scale = max(height / H, width / W)
+    scaled_H, scaled_W = max(height, round(H * scale)), max(width, round(W * scale))
+    top, left = (scaled_H - height) // 2, (scaled_W - width) // 2
+    if (scaled_H, scaled_W) != (H, W):
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # area: shrinking must not alias
+        frames_THWC = np.stack([cv2.resize(f, (scaled_W, scaled_H), interpolation=how) for f in frames_THWC])
+    return np.ascontiguousarray(frames_THWC[:, top : top + height, left : left + width])
+
+
+def check_frames(frames_THWC: np.ndarray, where: str) -> None:
+    """Raise ValueError, opened by `where`, unless `frames_THWC` is uint8 (T, H, W, 3) and not empty."""
+    if (
+        frames_THWC.ndim != 4
+        or frames_THWC.shape[3] != 3
+        or frames_THWC.dtype != np.uint8
+        or not frames_THWC.size
+    ):
+        got = f"{frames_THWC.dtype} of shape {frames_THWC.shape}"
+        raise ValueError(f"{where}: got {got}, wanted uint8 (T, H, W, 3) with T >= 1; see to_uint8")

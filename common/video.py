@@ -1,0 +1,300 @@
+"""Video files: frames by exact index from any container FFmpeg reads, and H.264 MP4 files.
+
+Seeking by arithmetic on timestamps is off by frames in AVI, MPEG-TS and open-GOP files. Here an index is a
+place in a decode from the start; jumps go by the timestamps that decode produced, checked frame by frame.
+
+Shape legend: T frames, H height, W width, C channels (RGB). Pixels are uint8.
+"""
+
+import math
+import operator
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from .images import check_frames, whole_file
+
+WORTH_SEEKING = 16  # frames; decoding on over a shorter gap is cheaper than starting the decoder anew
+NO_PTS = -1  # for frames without a timestamp
+CRF = 18  # constant quality of H.264; visually close to lossless
+
+Numbered = tuple[int, av.VideoFrame]
+
+
+class VideoInfo(NamedTuple):
+    """What a complete decode found; height and width are those after rotation."""
+
+    num_frames: int
+    fps: float  # mean rate
+    height: int
+    width: int
+    duration_s: float
+    times_s: tuple[float, ...]  # of each frame, since the first
+
+
+class VideoReader:
+    """The frames of one video file by index; use it in a `with` block, or close it.
+
+    The first request decodes from the start as far as it must and remembers timestamps; later ones seek to
+    the key frame before. Audio is ignored, rotation is applied.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file.
+
+        Raises:
+            ValueError: no such file, or no video in it.
+        """
+        self.path = Path(path)
+        self._pts: list[int] = []  # timestamps in order of display, as far as decoded
+        self._keys: list[int] = [0]  # indices of key frames among them
+        self._size = (0, 0)  # height and width
+        self._complete = False  # the table reaches the end of the file
+        self._seekable = True
+        self._container, self._stream = _open(self.path)
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._container.close()
+
+    @cached_property
+    def info(self) -> VideoInfo:
+        """Number of frames, size and timing; decodes the file once.
+
+        Raises:
+            ValueError: the file holds no frame or is damaged.
+        """
+        if not self._complete:
+            deque(self._from_start(), maxlen=0)
+        num_frames = len(self._pts)
+        fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+        if self._pts_increase():
+            times = [(pts - self._pts[0]) * (self._stream.time_base or Fraction(1)) for pts in self._pts]
+        else:
+            times = [i / fps for i in range(num_frames)]
+        if num_frames > 1:
+            fps = (num_frames - 1) / times[-1]
+        times_s = tuple(float(time) for time in times)
+        return VideoInfo(num_frames, float(fps), *self._size, float(times[-1] + 1 / fps), times_s)
+
+    def frames(self, indices: Iterable[int] | None = None) -> np.ndarray:
+        """The frames with these indices, in this order (repeats allowed), or all: (T, H, W, 3).
+
+        Raises:
+            ValueError: an index is out of range, or the file is damaged or empty.
+        """
+        if indices is None:
+            return np.stack([_rgb(frame) for _, frame in self._from_start()])
+        order = [operator.index(i) for i in indices]
+        wanted = sorted(set(order))
+        if not wanted or wanted[0] < 0:
+            raise ValueError(
+                f"video {self.path}: got frame indices {order}, wanted some, none below 0; correct them"
+            )
+        found: dict[int, np.ndarray] = {}
+        if wanted[-1] < len(self._pts) and self._seekable and self._pts_increase():
+            for run in self._runs(wanted):
+                found |= _collect(self._from_key(self._key_before(run[0])), run)
+            self._seekable = len(found) == len(wanted)
+        missing = [i for i in wanted if i not in found]
+        if missing and not (self._complete and missing[-1] >= len(self._pts)):
+            found |= _collect(self._from_start(), missing)
+        if wanted[-1] not in found:
+            raise ValueError(
+                f"video {self.path}: got frame index {wanted[-1]}, wanted 0 to {len(self._pts) - 1}; "
+                f"the file has {len(self._pts)} frames, ask for fewer"
+            )
+        return np.stack([found[i] for i in order])
+
+    def _from_start(self) -> Iterator[Numbered]:
+        """Every frame with its index, noting timestamps and key frames on the way."""
+        self.close()
+        self._container, self._stream = _open(self.path)  # not every format can seek back to its first frame
+        index = -1
+        try:
+            for index, frame in enumerate(self._container.decode(self._stream)):
+                if index == len(self._pts):
+                    self._note(index, frame)
+                yield index, frame
+        except FFmpegError as error:
+            raise ValueError(
+                f"video {self.path}: got {error.strerror!r} after {index + 1} frames, wanted a whole file; "
+                "fetch or convert it again"
+            ) from None
+        if index < 0:
+            raise ValueError(f"video {self.path}: got no frame at all, wanted one or more; fetch it again")
+        self._complete = True
+
+    def _note(self, index: int, frame: av.VideoFrame) -> None:
+        size = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+        if index == 0:
+            self._size = size
+        elif size != self._size:
+            raise ValueError(
+                f"video {self.path}: got a frame {index} of {size} after {self._size} (height, width), "
+                "wanted one size throughout; convert it with a fixed size"
+            )
+        self._pts.append(NO_PTS if frame.pts is None else frame.pts)
+        if frame.key_frame and index:
+            self._keys.append(index)
+
+    def _from_key(self, key: int) -> Iterator[Numbered]:
+        """Frames from key frame `key` on, for as long as they are those of the table."""
+        try:
+            self._container.seek(self._pts[key], stream=self._stream)
+            index = key
+            for frame in self._container.decode(self._stream):
+                if index == key and frame.pts is not None and frame.pts < self._pts[key]:
+                    continue  # left over from the key frame before
+                known = index < len(self._pts) and frame.pts == self._pts[index]
+                if not known or (index == key and not frame.key_frame):
+                    return
+                yield index, frame
+                index += 1
+        except FFmpegError:
+            return  # the decode from the start decides whether the file is damaged
+
+    def _runs(self, wanted: list[int]) -> Iterator[list[int]]:
+        """`wanted` in pieces, cut where a key frame lies far enough ahead to jump to it."""
+        run = wanted[:1]
+        for i in wanted[1:]:
+            if self._key_before(i) > run[-1] + WORTH_SEEKING:
+                yield run
+                run = []
+            run.append(i)
+        yield run
+
+    def _key_before(self, index: int) -> int:
+        return self._keys[bisect_right(self._keys, index) - 1]
+
+    def _pts_increase(self) -> bool:
+        """False for raw streams, which have no timestamps, and for H.264 in AVI, where they are guesses."""
+        return all(a < b for a, b in pairwise(self._pts))
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Number of frames, size and timing of a video file; decodes it once.
+
+    Raises:
+        ValueError: no such file, no video, damaged or empty.
+    """
+    with VideoReader(path) as reader:
+        return reader.info
+
+
+def read_frames(path: str | Path, indices: Sequence[int] | None = None) -> np.ndarray:
+    """The frames with these indices, or all: uint8 (T, H, W, 3).
+
+    Raises:
+        ValueError: as VideoReader, or an index is out of range.
+    """
+    with VideoReader(path) as reader:
+        return reader.frames(indices)
+
+
+def read_video(
+    path: str | Path, start: int = 0, num_frames: int | None = None, stride: int = 1
+) -> np.ndarray:
+    """`num_frames` frames (all that are left if None) from `start` on, every `stride`-th: uint8 (T, H, W, 3).
+
+    Raises:
+        ValueError: as VideoReader, or the file is too short.
+    """
+    with VideoReader(path) as reader:
+        if num_frames is None:
+            return reader.frames(range(start, max(reader.info.num_frames, start + 1), stride))
+        return reader.frames(range(start, start + num_frames * stride, stride))
+
+
+def write_video(path: str | Path, frames_THWC: np.ndarray, fps: float) -> None:
+    """Write an H.264 MP4 file that every browser plays; it is whole or absent.
+
+    Raises:
+        ValueError: pixels that are not uint8 RGB, an odd size, or the file cannot be written.
+    """
+    path = Path(path)
+    check_frames(frames_THWC, f"writing {path}")
+    _, H, W, _ = frames_THWC.shape
+    if H % 2 or W % 2:
+        raise ValueError(
+            f"writing {path}: got frames of {H}x{W}, wanted even height and width (colours are halved); "
+            f"use resize_crop(frames, {H - H % 2}, {W - W % 2})"
+        )
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"writing {path}: got suffix {path.suffix!r}, wanted .mp4; rename it")
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+    if rate <= 0:
+        raise ValueError(f"writing {path}: got fps={fps}, wanted a positive number; 24 is usual")
+    with whole_file(path) as temporary:
+        _encode(temporary, frames_THWC, rate)
+
+
+def _encode(path: Path, frames_THWC: np.ndarray, rate: Fraction) -> None:
+    options = {"movflags": "+faststart"}  # a browser can start before it has the whole file
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
+        _, stream.height, stream.width, _ = frames_THWC.shape
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context  # untagged, players guess the colours by the size of the picture
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        for index, image_HWC in enumerate(frames_THWC):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _open(path: Path) -> tuple[InputContainer, av.VideoStream]:
+    wanted = "wanted a video file such as MP4, MKV, AVI or GIF"
+    if not path.is_file():
+        raise ValueError(f"video {path}: got no such file, {wanted}; check the path")
+    try:
+        container = av.open(str(path.absolute()))
+    except FFmpegError as error:
+        raise ValueError(
+            f"video {path}: got {error.strerror!r}, {wanted}; fetch or convert it again"
+        ) from None
+    pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not pictures or container.format.name == "tty":  # FFmpeg plays any .txt as terminal art
+        container.close()
+        raise ValueError(f"video {path}: got no moving pictures in it, {wanted}; is it sound or text?")
+    pictures[0].thread_type = "AUTO"
+    return container, pictures[0]
+
+
+def _collect(walk: Iterator[Numbered], wanted: Sequence[int]) -> dict[int, np.ndarray]:
+    """Pixels of the frames of `walk` whose index is wanted; stops after the last."""
+    left, found = set(wanted), {}
+    for index, frame in walk:
+        if index in left:
+            found[index] = _rgb(frame)
+            left.remove(index)
+        if not left:
+            break
+    return found
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    image_HWC = frame.to_ndarray(format="rgb24", threads=1)  # more threads cost more than they save
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    return np.rot90(image_HWC, quarter_turns) if quarter_turns else image_HWC

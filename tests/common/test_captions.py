@@ -1,0 +1,141 @@
+"""Captions equal the reference's, byte for byte; prompts are read from wherever the user has them."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+from common import captions
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    folders = [
+        Path(__file__).resolve().parents[n] / name for n, name in ((3, "shared/goldens"), (1, "goldens/data"))
+    ]
+    for folder in folders:
+        if (folder / "captions.json").is_file():
+            return json.loads((folder / "captions.json").read_text())
+    pytest.skip(f"no captions.json in {' or '.join(map(str, folders))}")
+
+
+class Script:
+    """Stands in for random.choice: makes the recorded picks in order, each of which must be on offer."""
+
+    def __init__(self, picks: list[str]) -> None:
+        self.picks = picks
+
+    def __call__(self, offered) -> str:
+        pick = self.picks.pop(0)
+        assert pick in offered
+        return pick
+
+
+def test_cleaning_equals_the_reference(golden):
+    assert len(golden["cleaning"]) == 31
+    for record in golden["cleaning"]:
+        text = record["input"]
+        assert captions.clean_caption_as_trained(text) == record["cleaned_from_list_mt5"], text
+        assert (
+            captions.clean_caption_as_trained(text, keep_chinese=False) == record["cleaned_from_list_t5"]
+        ), text
+        assert captions.clean_caption(text) == record["cleaned_from_str_mt5"], text
+
+
+def test_notices_equal_the_reference(golden):
+    lists = golden["notice_lists"]
+    for kind in ("video", "image"):
+        assert captions.aesthetic_notice(4.25, kind) == tuple(lists[f"low_{kind}"])
+        assert captions.aesthetic_notice(5.75, kind) == tuple(lists[f"high_{kind}"])
+        assert captions.aesthetic_notice(5.0, kind) is None
+        assert captions.aesthetic_notice(float("nan"), kind) is None
+    for record in golden["notices"]:
+        choose = Script([value for _, value in record["choices_drawn"]])
+        if record["kind"] == "masking_notice":
+            got = captions.with_masking_notice(record["caption"], choose)
+        else:
+            got = captions.with_notice(record["caption"], record["aesthetic"], record["kind"], choose)
+        assert got == record["output"]
+        assert not choose.picks, "a draw the reference makes was not made"
+
+
+def test_the_masking_notice_offers_the_whole_list(golden):
+    offered = []
+    captions.with_masking_notice("Women.", lambda options: offered.append(options) or options[0])
+    assert offered[0] == tuple(golden["notice_lists"]["masking"])
+
+
+@pytest.mark.parametrize(
+    "caption", ["a manual", "the boycott", "Germany", "kidney beans", "a personal computer"]
+)
+def test_words_that_only_contain_people_get_no_masking_notice(caption):
+    assert captions.with_masking_notice(caption, lambda options: "drawn") == caption
+
+
+def test_dropping_equals_the_reference(golden):
+    for record in golden["inpaint_caption_drop"]:
+        draws = iter([value for _, value in record["draws"]])
+        kind = "video" if record["is_video"] else "image"
+        got = captions.drop_caption(
+            "some text", kind, record["cfg"], record["default_text_ratio"], draws.__next__
+        )
+        wanted = record["output"]
+        assert got == (wanted[0] if isinstance(wanted, list) else wanted)
+        assert not list(draws), "both draws are taken, whatever they decide"
+
+
+def test_text_to_video_never_gets_the_stock_sentence():
+    assert captions.drop_caption("a cat", "video", drop_ratio=1.0, stock_ratio=0.0, draw=lambda: 0.0) == ""
+    assert (
+        captions.drop_caption("a cat", "video", drop_ratio=0.0, stock_ratio=1.0, draw=lambda: 0.0) == "a cat"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("a <![ b", "a <! b"),  # the parser rejects it
+        ("", ""),
+        ("photo.jpg &", ""),  # the parser would warn that this is a file name
+        ("Füße &amp; Hände", "füße hände"),
+        ("ＡＢＣ", "abc"),
+        ("日本語 ㈱", "日本語"),
+        ("- -a cat", "a cat"),  # the second pass sees the second dash
+        ("script <script>alert(1)</script>end", "script end"),
+    ],
+)
+def test_odd_text_is_cleaned_without_error_or_warning(text, cleaned):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert captions.clean_caption(text) == cleaned
+
+
+def test_the_templates_survive_cleaning():
+    prompt = captions.clean_caption(captions.PROMPT_TEMPLATE.format("A {red} ball"))
+    assert prompt == "high quality, high aesthetic, a red ball"
+    negative = captions.clean_caption(captions.NEGATIVE_PROMPT)
+    assert negative == captions.NEGATIVE_PROMPT.replace("jpeg ", "")  # a word of the table of advertising
+
+
+def test_prompts_come_from_a_string_a_list_or_a_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa cat\n\n  ein Fuß \r\n", encoding="utf-8")
+    assert captions.read_prompts(" a cat ") == ["a cat"]
+    assert captions.read_prompts(["a cat", "a dog"]) == ["a cat", "a dog"]
+    assert captions.read_prompts(str(file)) == ["a cat", "ein Fuß"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n\n", b"\xff\xfe\x00"])
+def test_a_useless_prompt_file_is_refused_by_name(tmp_path, content):
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"prompts\.txt: got .+, wanted .+; \w+"):
+        captions.read_prompts(str(file))
+
+
+@pytest.mark.parametrize("spec", ["", "  ", [], ["a cat", ""], ["a cat", 3]])
+def test_a_blank_prompt_is_refused(spec):
+    with pytest.raises(ValueError, match=r"prompts: got .+, wanted text"):
+        captions.read_prompts(spec)
