@@ -1,0 +1,161 @@
+"""What a model is made of: the configs of the VAE and of the transformer, under the reference's own field names.
+
+The released `config.json` files load as they are; names with a leading underscore (`_class_name`) are ignored.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from .config import Config, build
+from .skiparse import layer_plan
+
+
+class HubConfig(Config):
+    """A config that also accepts the bookkeeping keys diffusers writes into `config.json`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_bookkeeping(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if not str(key).startswith("_")}
+        return data
+
+
+class VAEConfig(HubConfig):
+    """WF-VAE (arXiv:2411.17459). Defaults are the reference's."""
+
+    latent_dim: int = 8
+    base_channels: int = 128
+    encoder_num_resblocks: int = 2
+    encoder_energy_flow_hidden_size: int = 64
+    decoder_num_resblocks: int = 2
+    decoder_energy_flow_hidden_size: int = 128
+    attention_type: Literal["AttnBlock3DFix", "AttnBlock3D"] = "AttnBlock3DFix"
+    use_attention: bool = True
+    dropout: float = 0.0
+    norm_type: Literal["groupnorm", "layernorm"] = "groupnorm"
+    t_interpolation: Literal["nearest", "trilinear"] = "nearest"
+    connect_res_layer_num: int = 1
+    # "dowmsample" is how the released config.json spells it
+    l1_dowmsample_block: Literal["Downsample", "Spatial2xTime2x3DDownsample"] = "Downsample"
+    l1_downsample_wavelet: Literal["HaarWaveletTransform2D", "HaarWaveletTransform3D"] = (
+        "HaarWaveletTransform2D"
+    )
+    l2_dowmsample_block: Literal["Spatial2xTime2x3DDownsample"] = "Spatial2xTime2x3DDownsample"
+    l2_downsample_wavelet: Literal["HaarWaveletTransform3D"] = "HaarWaveletTransform3D"
+    l1_upsample_block: Literal["Upsample", "Spatial2xTime2x3DUpsample"] = "Upsample"
+    l1_upsample_wavelet: Literal["InverseHaarWaveletTransform2D", "InverseHaarWaveletTransform3D"] = (
+        "InverseHaarWaveletTransform2D"
+    )
+    l2_upsample_block: Literal["Spatial2xTime2x3DUpsample"] = "Spatial2xTime2x3DUpsample"
+    l2_upsample_wavelet: Literal["InverseHaarWaveletTransform3D"] = "InverseHaarWaveletTransform3D"
+    scale: tuple[float, ...] = (0.18215,)  # one per latent channel, or one for all
+    shift: tuple[float, ...] = (0.0,)
+
+    @model_validator(mode="after")
+    def _check(self) -> "VAEConfig":
+        for name in ("scale", "shift"):
+            if len(getattr(self, name)) not in (1, self.latent_dim):
+                raise ValueError(f"{name} needs 1 or latent_dim={self.latent_dim} values")
+        blocks_3d = (self.l1_dowmsample_block != "Downsample", self.l1_upsample_block != "Upsample")
+        wavelets_3d = (self.l1_downsample_wavelet[-2:] == "3D", self.l1_upsample_wavelet[-2:] == "3D")
+        if len({*blocks_3d, *wavelets_3d}) != 1:
+            raise ValueError("l1 blocks and l1 wavelets must be all 2D (4x8x8) or all 3D (8x8x8)")
+        if self.norm_type == "groupnorm" and self.base_channels % 32:
+            raise ValueError(
+                f"groupnorm has 32 groups, so base_channels={self.base_channels} must be a multiple of 32"
+            )
+        return self
+
+    @property
+    def l1_is_3d(self) -> bool:
+        return self.l1_dowmsample_block != "Downsample"
+
+    @property
+    def stride_thw(self) -> tuple[int, int, int]:
+        """Pixels per latent cell in time, height and width."""
+        return (8 if self.l1_is_3d else 4, 8, 8)
+
+
+class TransformerConfig(HubConfig):
+    """The Skiparse diffusion transformer of Open-Sora Plan v1.3 (arXiv:2412.00131). Defaults are the released model's."""
+
+    num_attention_heads: int = 24
+    attention_head_dim: int = 96
+    in_channels: int = 8
+    out_channels: int = 8
+    num_layers: int = 32
+    dropout: float = 0.0
+    cross_attention_dim: int = 2304
+    attention_bias: bool = True
+    sample_size_h: int = 80  # latent cells the model was trained on; used for advice only
+    sample_size_w: int = 80
+    sample_size_t: int = 24
+    patch_size: int = 2
+    patch_size_t: Literal[1] = 1
+    activation_fn: Literal["gelu-approximate"] = "gelu-approximate"
+    norm_elementwise_affine: Literal[False] = False
+    norm_eps: float = 1e-6
+    only_cross_attention: Literal[False] = False
+    double_self_attention: Literal[False] = False
+    upcast_attention: bool = False  # softmax is in float32 in any case
+    caption_channels: int = 4096
+    interpolation_scale_h: float = 1.0
+    interpolation_scale_w: float = 1.0
+    interpolation_scale_t: float = 1.0
+    sparse1d: bool = True
+    sparse_n: int = 4
+    # ours, absent from released files
+    num_dense_ends: int = (
+        2  # dense blocks at each end; 2 at 32 layers is the reference's "blocks 2..29 are sparse"
+    )
+    rope_precision: Literal["float32", "reference"] = (
+        "float32"  # "reference" rounds angles to the tokens' dtype
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TransformerConfig":
+        if self.attention_head_dim % 6:
+            raise ValueError(
+                f"attention_head_dim={self.attention_head_dim} must be a multiple of 6: RoPE gives one third of it "
+                "to each of t, h, w and rotates channels in pairs"
+            )
+        if self.cross_attention_dim != self.width:
+            raise ValueError(
+                f"cross_attention_dim={self.cross_attention_dim} must equal heads * head_dim = {self.width}: "
+                "captions are projected to the model's width before they are attended to"
+            )
+        if self.sparse_n < 1:
+            raise ValueError(f"sparse_n={self.sparse_n} must be at least 1 (1 is dense)")
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def skip_stride(self) -> int:
+        """K: 1 means that every block is dense."""
+        return self.sparse_n if self.sparse1d else 1
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        """The Skiparse arrangement of every block."""
+        return layer_plan(self.num_layers, self.skip_stride, self.num_dense_ends)
+
+    @property
+    def interpolation_scale_thw(self) -> tuple[float, float, float]:
+        return (self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w)
+
+
+def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
+    """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub"
+        )
+    return build(cls, json.loads(path.read_text()), where=str(path))

@@ -1,0 +1,120 @@
+"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a choice to make;
+what depends on the device is in kernels.py."""
+
+import numpy as np
+from mindspore import Parameter, Tensor
+from mindspore import dtype as mstype
+from mindspore import ops as _ops
+from mindspore.common.initializer import initializer as _initializer
+
+
+def parameter(shape: tuple[int, ...]) -> Parameter:
+    """A trainable float32 parameter of zeros; values come from a checkpoint or from common.noise.initial_weights."""
+    return Parameter(_initializer("zeros", shape, mstype.float32))
+
+
+def constant(array: np.ndarray) -> Parameter:
+    """A frozen parameter: it has a name in the checkpoint and no gradient."""
+    return Parameter(Tensor(array), requires_grad=False)
+
+
+def cat(tensors, dim: int) -> Tensor:
+    """Join tensors along an existing dim."""
+    return _ops.cat(tensors, dim)
+
+
+def stack(tensors, dim: int) -> Tensor:
+    """Join tensors along a new dim."""
+    return _ops.stack(tensors, dim)
+
+
+def chunk(x: Tensor, chunks: int, dim: int):
+    """Cut into `chunks` equal parts along dim."""
+    return _ops.chunk(x, chunks, dim)
+
+
+def zeros(shape, like: Tensor) -> Tensor:
+    """Zeros of the dtype (and device) of `like`."""
+    return _ops.zeros(shape, like.dtype)
+
+
+def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
+    """The last frames, as memory of their own, so that keeping them does not keep the clip."""
+    return x_BCTHW[:, :, -frames:]
+
+
+def pad_right_bottom(x: Tensor) -> Tensor:
+    """One row and one column of zeros at the end of the last two dims."""
+    return _ops.pad(x, (0, 1, 0, 1))
+
+
+def pad_to(x_SBE: Tensor, length: int) -> Tensor:
+    """Append zero tokens up to `length`."""
+    missing = length - x_SBE.shape[0]
+    if missing == 0:
+        return x_SBE
+    return _ops.cat((x_SBE, _ops.zeros((missing, x_SBE.shape[1], x_SBE.shape[2]), x_SBE.dtype)), 0)
+
+
+def nearest_2x(x_NCHW: Tensor) -> Tensor:
+    """Every pixel twice in height and width."""
+    N, C, H, W = x_NCHW.shape
+    return _ops.broadcast_to(x_NCHW.reshape(N * C, H, 1, W, 1), (N * C, H, 2, W, 2)).reshape(
+        N, C, 2 * H, 2 * W
+    )
+
+
+def linear_2x(x_BCTHW: Tensor) -> Tensor:
+    """Linear interpolation to twice the height and width (half-pixel centres)."""
+    B, C, T, H, W = x_BCTHW.shape
+    return _ops.interpolate(x_BCTHW, size=(T, 2 * H, 2 * W), mode="trilinear")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias over the last dim."""
+    return _ops.dense(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of the last two dims, the others broadcast."""
+    return _ops.matmul(a, b)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last dim."""
+    return _ops.softmax(x, -1)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return _ops.silu(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return _ops.sigmoid(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """e ** x."""
+    return _ops.exp(x)
+
+
+def clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """Limit every element to [low, high]."""
+    return _ops.clamp(x, low, high)
+
+
+def std(x: Tensor) -> Tensor:
+    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become 1."""
+    return _ops.std(x, tuple(range(1, x.ndim)), 1, True)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Widen half precision to float32; wider types stay as they are."""
+    return x.astype(mstype.float32)
+
+
+def cast_like(x: Tensor, like: Tensor) -> Tensor:
+    """Cast to the dtype of `like`."""
+    return x.astype(like.dtype)

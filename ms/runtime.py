@@ -1,0 +1,152 @@
+"""Devices, compilation, autograd and memory: everything around a model that the frameworks spell differently."""
+
+import contextlib
+import platform
+import resource
+from collections.abc import Callable, Iterator, Mapping
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import dtype as mstype
+
+from common.checkpoint import check_weights, shapes_of
+
+from . import kernels
+
+DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
+
+
+def setup(device: str = "auto") -> str:
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms everything that
+    is called as a Cell is compiled to a graph from here on.
+
+    Returns:
+        The device's name in the kernels table.
+
+    Raises:
+        ValueError: a device this tree does not know, or that is not there.
+    """
+    if device not in ("auto", "cpu", "ascend"):
+        raise ValueError(f"device: got {device!r}; the MindSpore tree runs on auto, cpu, ascend")
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    if device == "auto":
+        device = mindspore.get_context("device_target").lower()
+        device = device if device == "ascend" else "cpu"
+    try:
+        mindspore.set_device({"cpu": "CPU", "ascend": "Ascend"}[device])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device: {device} is not available ({reason}); use device=cpu") from None
+    return device
+
+
+def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
+    """A NumPy array on the device, floats cast to `dtype` if given."""
+    tensor = Tensor(np.ascontiguousarray(array))
+    return tensor if dtype is None else tensor.astype(DTYPES[dtype])
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as NumPy, half precision widened to float32."""
+    if tensor.dtype in (mstype.float16, mstype.bfloat16):
+        tensor = tensor.astype(mstype.float32)
+    return tensor.asnumpy()
+
+
+def parameters(model: nn.Cell) -> dict:
+    """All parameters and frozen constants by name; both trees use the checkpoint's names."""
+    return dict(model.parameters_and_names())
+
+
+def trainable(model: nn.Cell) -> dict:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in parameters(model).items() if p.requires_grad}
+
+
+def load_weights(model: nn.Cell, weights: Mapping, where: str) -> None:
+    """Copy NumPy weights into a model.
+
+    Raises:
+        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is copied.
+    """
+    params = parameters(model)
+    check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
+    for name, param in params.items():
+        param.set_data(Tensor(np.ascontiguousarray(weights[name])).astype(param.dtype))
+
+
+def cast(model: nn.Cell, dtype: str) -> nn.Cell:
+    """Store the parameters in `dtype`; activations follow."""
+    for param in parameters(model).values():
+        param.set_dtype(DTYPES[dtype])
+    return model
+
+
+def place(model: nn.Cell, device: str) -> nn.Cell:
+    """Move a model to the device and switch dropout off."""
+    model.set_train(False)
+    return model
+
+
+def inference() -> contextlib.AbstractContextManager:
+    """A context without gradients."""
+    return contextlib.nullcontext()
+
+
+class _Function(nn.Cell):
+    def __init__(self, function: Callable, models: tuple):
+        super().__init__(auto_prefix=False)
+        self.function = function
+        self.models = nn.CellList(list(models), auto_prefix=False)  # so that the graph knows their parameters
+
+    def construct(self, *args):
+        return self.function(*args)
+
+
+def compiled(function: Callable, *models: nn.Cell) -> Callable:
+    """A function of tensors as one graph; name the models it uses."""
+    return _Function(function, models)
+
+
+def value_and_grad(function: Callable, model: nn.Cell) -> Callable:
+    """A function of the same arguments that returns (value, gradients by parameter name)."""
+    params = trainable(model)
+    run = mindspore.value_and_grad(function, None, list(params.values()))
+
+    def value_and_named_grads(*args):
+        value, grads = run(*args)
+        return value, dict(zip(params, grads, strict=True))
+
+    return value_and_named_grads
+
+
+def synchronize() -> None:
+    """Wait for the device, so that a clock read next is honest."""
+    mindspore.runtime.synchronize()
+
+
+def peak_memory_mb(device: str) -> float:
+    """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return mindspore.runtime.max_memory_allocated() / 2**20
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself."""
+    if device == "cpu":
+        return platform.processor() or platform.machine()
+    return mindspore.hal.get_device_name()
+
+
+def versions() -> dict:
+    """The framework and what it stands on."""
+    return {"mindspore": mindspore.__version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+@contextlib.contextmanager
+def building(device: str) -> Iterator[None]:
+    """Models built inside use the kernels of `device`."""
+    with kernels.on(device):
+        yield

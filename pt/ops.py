@@ -1,0 +1,113 @@
+"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a choice to make;
+what depends on the device is in kernels.py."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+
+def parameter(shape: tuple[int, ...]) -> Parameter:
+    """A trainable float32 parameter of zeros; values come from a checkpoint or from common.noise.initial_weights."""
+    return Parameter(torch.zeros(shape))
+
+
+def constant(array: np.ndarray) -> Parameter:
+    """A frozen parameter: it has a name in the checkpoint and no gradient."""
+    return Parameter(torch.from_numpy(array.copy()), requires_grad=False)
+
+
+def cat(tensors, dim: int) -> Tensor:
+    """Join tensors along an existing dim."""
+    return torch.cat(tensors, dim)
+
+
+def stack(tensors, dim: int) -> Tensor:
+    """Join tensors along a new dim."""
+    return torch.stack(tensors, dim)
+
+
+def chunk(x: Tensor, chunks: int, dim: int):
+    """Cut into `chunks` equal parts along dim."""
+    return torch.chunk(x, chunks, dim)
+
+
+def zeros(shape, like: Tensor) -> Tensor:
+    """Zeros of the dtype (and device) of `like`."""
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
+    """The last frames, as memory of their own, so that keeping them does not keep the clip."""
+    return x_BCTHW[:, :, -frames:].clone()
+
+
+def pad_right_bottom(x: Tensor) -> Tensor:
+    """One row and one column of zeros at the end of the last two dims."""
+    return F.pad(x, (0, 1, 0, 1))
+
+
+def pad_to(x_SBE: Tensor, length: int) -> Tensor:
+    """Append zero tokens up to `length`."""
+    return F.pad(x_SBE, (0, 0, 0, 0, 0, length - x_SBE.shape[0]))
+
+
+def nearest_2x(x_NCHW: Tensor) -> Tensor:
+    """Every pixel twice in height and width."""
+    return F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest")
+
+
+def linear_2x(x_BCTHW: Tensor) -> Tensor:
+    """Linear interpolation to twice the height and width (half-pixel centres)."""
+    return F.interpolate(x_BCTHW, scale_factor=(1.0, 2.0, 2.0), mode="trilinear")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias over the last dim."""
+    return F.linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of the last two dims, the others broadcast."""
+    return torch.matmul(a, b)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last dim."""
+    return torch.softmax(x, -1)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return F.silu(x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return torch.sigmoid(x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """e ** x."""
+    return torch.exp(x)
+
+
+def clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """Limit every element to [low, high]."""
+    return torch.clamp(x, low, high)
+
+
+def std(x: Tensor) -> Tensor:
+    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become 1."""
+    return torch.std(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Widen half precision to float32; wider types stay as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cast_like(x: Tensor, like: Tensor) -> Tensor:
+    """Cast to the dtype of `like`."""
+    return x.to(like.dtype)

@@ -1,0 +1,143 @@
+"""Devices, compilation, autograd and memory: everything around a model that the frameworks spell differently."""
+
+import contextlib
+import platform
+import resource
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import check_weights, shapes_of
+
+from . import kernels
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def setup(device: str = "auto") -> str:
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms everything that
+    is called as a Cell is compiled to a graph from here on.
+
+    Returns:
+        The device's name in the kernels table.
+
+    Raises:
+        ValueError: a device this tree does not know, or that is not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}; the PyTorch tree runs on auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device: cuda is not available (no driver or a CPU build of PyTorch); use device=cpu"
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
+    return device
+
+
+def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
+    """A NumPy array on the device, floats cast to `dtype` if given."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).to(torch.get_default_device())
+    return tensor if dtype is None else tensor.to(DTYPES[dtype])
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as NumPy, half precision widened to float32."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    return tensor.detach().cpu().numpy()
+
+
+def parameters(model: nn.Module) -> dict:
+    """All parameters and frozen constants by name; both trees use the checkpoint's names."""
+    return dict(model.named_parameters())
+
+
+def trainable(model: nn.Module) -> dict:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in parameters(model).items() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping, where: str) -> None:
+    """Copy NumPy weights into a model.
+
+    Raises:
+        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is copied.
+    """
+    params = parameters(model)
+    check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
+    for name, param in params.items():
+        param.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+
+
+def cast(model: nn.Module, dtype: str) -> nn.Module:
+    """Store the parameters in `dtype`; activations follow."""
+    return model.to(DTYPES[dtype])
+
+
+def place(model: nn.Module, device: str) -> nn.Module:
+    """Move a model to the device and switch dropout off."""
+    return model.to(device).eval()
+
+
+def inference() -> contextlib.AbstractContextManager:
+    """A context without gradients."""
+    return torch.inference_mode()
+
+
+def compiled(function: Callable, *models: nn.Module) -> Callable:
+    """A function of tensors as one graph; name the models it uses."""
+    return function
+
+
+def value_and_grad(function: Callable, model: nn.Module) -> Callable:
+    """A function of the same arguments that returns (value, gradients by parameter name)."""
+    params = trainable(model)
+
+    def value_and_named_grads(*args):
+        value = function(*args)
+        grads = torch.autograd.grad(value, list(params.values()))
+        return value.detach(), dict(zip(params, grads, strict=True))
+
+    return value_and_named_grads
+
+
+def synchronize() -> None:
+    """Wait for the device, so that a clock read next is honest."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory_mb(device: str) -> float:
+    """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself."""
+    if device == "cpu":
+        return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name()
+
+
+def versions() -> dict:
+    """The framework and what it stands on."""
+    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+@contextlib.contextmanager
+def building(device: str) -> Iterator[None]:
+    """Models built inside use the kernels of `device`."""
+    with kernels.on(device):
+        yield

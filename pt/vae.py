@@ -1,0 +1,316 @@
+"""WF-VAE (arXiv:2411.17459): wavelet bands of the clip flow past the convolutional trunk of encoder and decoder.
+
+Encoder and decoder run a clip whole, or as a stream of chunks whose causal state is a tuple of tensors handed from call
+to call (see vae_blocks); with LayerNorm both give the same numbers for every length.
+
+Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
+"""
+
+from torch import Tensor, nn
+
+from common.models import VAEConfig
+
+from . import ops
+from .layers import normalize
+from .vae_blocks import (
+    ATTENTIONS,
+    Downsample,
+    FrameConv2d,
+    ResnetBlock2D,
+    ResnetBlock3D,
+    Spatial2xTime2x3DDownsample,
+    Spatial2xTime2x3DUpsample,
+    Upsample,
+    conv3x3x3,
+    count_pasts,
+    stream,
+)
+from .wavelet import WAVELETS, HaarWaveletTransform3D, InverseHaarWaveletTransform3D
+
+
+def portions(past: tuple, counts: tuple) -> tuple:
+    """Cut the state of a chunk into the shares of consecutive parts; empty shares at the start of a clip."""
+    shares = ()
+    start = 0
+    for count in counts:
+        shares = (*shares, past[start : start + count])
+        start = start + count
+    return shares
+
+
+class Encoder(nn.Module):
+    """Pixels (B,3,T,H,W) in [-1, 1] -> moments (B,2Z,T',H/8,W/8): means, then log variances."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        base, flow, norm = config.base_channels, config.encoder_energy_flow_hidden_size, config.norm_type
+        blocks = range(config.encoder_num_resblocks)
+        halve_l1 = Spatial2xTime2x3DDownsample if config.l1_is_3d else Downsample
+        self.wavelet_transform_in = HaarWaveletTransform3D()
+        self.wavelet_transform_l1 = WAVELETS[config.l1_downsample_wavelet]()
+        self.wavelet_transform_l2 = WAVELETS[config.l2_downsample_wavelet]()
+        self.connect_l1 = FrameConv2d(24 if config.l1_is_3d else 12, flow)
+        self.connect_l2 = FrameConv2d(24, flow)
+        self.down1 = nn.ModuleList(
+            [FrameConv2d(24, base), *[ResnetBlock2D(base, base, norm) for _ in blocks], halve_l1(base, base)]
+        )
+        self.down2 = nn.ModuleList(
+            [
+                FrameConv2d(base + flow, 2 * base),
+                *[ResnetBlock3D(2 * base, 2 * base, norm) for _ in blocks],
+                Spatial2xTime2x3DDownsample(2 * base, 2 * base),
+            ]
+        )
+        attention = [ATTENTIONS[config.attention_type](4 * base, norm)] if config.use_attention else []
+        self.mid = nn.ModuleList(
+            [
+                ResnetBlock3D(2 * base + flow, 4 * base, norm),
+                *attention,
+                ResnetBlock3D(4 * base, 4 * base, norm),
+            ]
+        )
+        self.norm_out = normalize(4 * base, norm)
+        self.conv_out = conv3x3x3(4 * base, 2 * config.latent_dim)
+        self.counts = (
+            count_pasts(self.down1),
+            count_pasts(self.down2),
+            count_pasts(self.mid),
+            self.conv_out.num_pasts,
+        )
+
+    def forward(self, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
+        past1, past2, past_mid, past_out = portions(past, self.counts)
+        coeffs = self.wavelet_transform_in(x_BCTHW, first)
+        l1_coeffs = self.wavelet_transform_l1(coeffs[:, :3], first)
+        l2_coeffs = self.wavelet_transform_l2(l1_coeffs[:, :3], first)
+
+        h, future1 = stream(self.down1, coeffs, past1, first, last)
+        h = ops.cat((h, self.connect_l1(l1_coeffs)), 1)
+        h, future2 = stream(self.down2, h, past2, first, last)
+        h = ops.cat((h, self.connect_l2(l2_coeffs)), 1)
+        h, future_mid = stream(self.mid, h, past_mid, first, last)
+        moments, future_out = self.conv_out(ops.silu(self.norm_out(h)), past_out, first, last)
+        return moments, future1 + future2 + future_mid + future_out
+
+
+class Decoder(nn.Module):
+    """Latents (B,Z,T,H,W) -> pixels (B,3,T',8H,8W), in the scale of the encoder's input."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        base, flow, norm = config.base_channels, config.decoder_energy_flow_hidden_size, config.norm_type
+        blocks = range(config.decoder_num_resblocks)
+        self.flow = flow
+        self.conv_in = conv3x3x3(config.latent_dim, 4 * base)
+        attention = [ATTENTIONS[config.attention_type](4 * base, norm)] if config.use_attention else []
+        self.mid = nn.ModuleList(
+            [
+                ResnetBlock3D(4 * base, 4 * base, norm),
+                *attention,
+                ResnetBlock3D(4 * base, 4 * base + flow, norm),
+            ]
+        )
+        double_l2 = Spatial2xTime2x3DUpsample(4 * base, 4 * base, config.t_interpolation)
+        self.up2 = nn.ModuleList(
+            [
+                *[ResnetBlock3D(4 * base, 4 * base, norm) for _ in blocks],
+                double_l2,
+                ResnetBlock3D(4 * base, 4 * base + flow, norm),
+            ]
+        )
+        if config.l1_is_3d:
+            double_l1 = Spatial2xTime2x3DUpsample(2 * base, 2 * base, config.t_interpolation)
+        else:
+            double_l1 = Upsample(2 * base, 2 * base)
+        self.up1 = nn.ModuleList(
+            [
+                *[ResnetBlock3D((2 if i else 4) * base, 2 * base, norm) for i in blocks],
+                double_l1,
+                ResnetBlock3D(2 * base, 2 * base, norm),
+            ]
+        )
+        self.layer = nn.ModuleList([ResnetBlock3D(2 * base, base, norm), ResnetBlock3D(base, base, norm)])
+        depth = range(config.connect_res_layer_num)
+        self.connect_l1 = nn.ModuleList(
+            [
+                *[ResnetBlock3D(flow, flow, norm) for _ in depth],
+                FrameConv2d(flow, 24 if config.l1_is_3d else 12),
+            ]
+        )
+        self.connect_l2 = nn.ModuleList(
+            [*[ResnetBlock3D(flow, flow, norm) for _ in depth], FrameConv2d(flow, 24)]
+        )
+        self.norm_out = normalize(base, norm)
+        self.conv_out = FrameConv2d(base, 24)
+        self.inverse_wavelet_transform_l1 = WAVELETS[config.l1_upsample_wavelet]()
+        self.inverse_wavelet_transform_l2 = WAVELETS[config.l2_upsample_wavelet]()
+        self.inverse_wavelet_transform_out = InverseHaarWaveletTransform3D()
+        self.delay_l1 = double_l1.delay if config.l1_is_3d else 0
+        self.delay_l2 = double_l2.delay
+        self.counts = (
+            self.conv_in.num_pasts,
+            count_pasts(self.mid),
+            count_pasts(self.connect_l2),
+            self.delay_l2,
+            count_pasts(self.up2),
+            count_pasts(self.connect_l1),
+            self.delay_l1,
+            count_pasts(self.up1),
+            count_pasts(self.layer),
+        )
+
+    def forward(self, z_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
+        p_in, p_mid, p_con2, p_held2, p_up2, p_con1, p_held1, p_up1, p_layer = portions(past, self.counts)
+        h, f_in = self.conv_in(z_BCTHW, p_in, first, last)
+        h, f_mid = stream(self.mid, h, p_mid, first, last)
+
+        l2_coeffs, f_con2 = stream(self.connect_l2, h[:, -self.flow :], p_con2, first, last)
+        l2 = self.inverse_wavelet_transform_l2(l2_coeffs, first)
+        l2, f_held2 = hold(l2, p_held2, self.delay_l2, first, last)
+
+        h, f_up2 = stream(self.up2, h[:, : -self.flow], p_up2, first, last)
+        l1_coeffs, f_con1 = stream(self.connect_l1, h[:, -self.flow :], p_con1, first, last)
+        l1_coeffs = add_to_low_band(l1_coeffs, l2)
+        l1 = self.inverse_wavelet_transform_l1(l1_coeffs, first)
+        l1, f_held1 = hold(l1, p_held1, self.delay_l1, first, last)
+
+        h, f_up1 = stream(self.up1, h[:, : -self.flow], p_up1, first, last)
+        h, f_layer = stream(self.layer, h, p_layer, first, last)
+        h = self.conv_out(ops.silu(self.norm_out(h)))
+        x_BCTHW = self.inverse_wavelet_transform_out(add_to_low_band(h, l1), first)
+        return x_BCTHW, f_in + f_mid + f_con2 + f_held2 + f_up2 + f_con1 + f_held1 + f_up1 + f_layer
+
+
+def add_to_low_band(coeffs_BCTHW: Tensor, low_BCTHW: Tensor) -> Tensor:
+    """Add to the first three channels, the low band of a wavelet transform of RGB."""
+    return ops.cat((coeffs_BCTHW[:, :3] + low_BCTHW, coeffs_BCTHW[:, 3:]), 1)
+
+
+def hold(x_BCTHW: Tensor, past: tuple, delay: int, first: bool, last: bool) -> tuple:
+    """Keep `delay` frames back until the next chunk, so that this path stays in step with a delayed upsampler."""
+    if delay == 0:
+        return x_BCTHW, ()
+    if not first:
+        x_BCTHW = ops.cat((past[0], x_BCTHW), 2)
+    if last:
+        return x_BCTHW, ()
+    return x_BCTHW[:, :, :-delay], (ops.tail(x_BCTHW, delay),)
+
+
+class WFVAE(nn.Module):
+    """The video VAE: `encode` to moments, `decode` latents, whole or in chunks of time."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, x_BCTHW: Tensor, noise_BCTHW: Tensor) -> tuple:
+        """Reconstruction from a posterior sample, and the moments: what training needs."""
+        moments, _ = self.encoder(x_BCTHW, (), True, True)
+        x_BCTHW, _ = self.decoder(posterior_sample(moments, noise_BCTHW), (), True, True)
+        return x_BCTHW, moments
+
+    def encode(self, x_BCTHW: Tensor, chunk_frames: int = 0) -> Tensor:
+        """Moments (B,2Z,T',H/8,W/8) of pixels in [-1, 1]; T must be a multiple of the time stride plus one.
+
+        Args:
+            chunk_frames: pixel frames per chunk after the first (which holds one more), 0 for the whole clip at once.
+        """
+        check_clip(self.config, x_BCTHW.shape)
+        return run_chunks(
+            self.encoder, x_BCTHW, chunk_frames, self.config.stride_thw[0], self.config.norm_type
+        )
+
+    def decode(self, z_BCTHW: Tensor, chunk_frames: int = 0) -> Tensor:
+        """Pixels of latents.
+
+        Args:
+            chunk_frames: latent frames per chunk after the first (which holds one more), 0 for the whole clip at once.
+        """
+        return run_chunks(self.decoder, z_BCTHW, chunk_frames, 1, self.config.norm_type)
+
+
+def run_chunks(coder: nn.Module, x_BCTHW: Tensor, chunk_frames: int, multiple: int, norm_type: str) -> Tensor:
+    """Feed a clip through an encoder or decoder, whole (chunk_frames 0) or as a stream, and join what comes out."""
+    T = x_BCTHW.shape[2]
+    if chunk_frames == 0 or T <= 1 + chunk_frames:
+        return coder(x_BCTHW, (), True, True)[0]
+    if norm_type == "groupnorm":
+        raise ValueError(
+            "vae: GroupNorm's statistics span time, so a clip in chunks differs from the whole; "
+            "set chunk_frames to 0, or use a VAE with norm_type: layernorm"
+        )
+    if chunk_frames % multiple:
+        raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
+    parts, past, start = [], (), 0
+    for end in [*range(1 + chunk_frames, T, chunk_frames), T]:
+        part, past = coder(x_BCTHW[:, :, start:end], past, start == 0, end == T)
+        parts.append(part)
+        start = end
+    return ops.cat(parts, 2)
+
+
+def check_clip(config: VAEConfig, shape: tuple) -> None:
+    """Refuse a clip the VAE cannot encode, before any work is done."""
+    stride_t, stride_h, stride_w = config.stride_thw
+    _, C, T, H, W = shape
+    if C != 3:
+        raise ValueError(f"vae: expected RGB clips (B,3,T,H,W), got {tuple(shape)}")
+    if (T - 1) % stride_t:
+        nearest = (T - 1) // stride_t * stride_t + 1
+        raise ValueError(
+            f"vae: {T} frames; it must be a multiple of {stride_t} plus 1, for example {nearest}"
+        )
+    if H % stride_h or W % stride_w:
+        raise ValueError(
+            f"vae: frames of {H}x{W}; height and width must be multiples of {stride_h} and {stride_w}"
+        )
+
+
+def split_moments(moments: Tensor) -> tuple:
+    """Mean and log variance (clamped to [-30, 20]) of the posterior."""
+    mean, logvar = ops.chunk(moments, 2, 1)
+    return mean, ops.clamp(logvar, -30.0, 20.0)
+
+
+def posterior_sample(moments: Tensor, noise_BCTHW: Tensor) -> Tensor:
+    """mean + exp(logvar / 2) * noise."""
+    mean, logvar = split_moments(moments)
+    return mean + ops.exp(0.5 * logvar) * noise_BCTHW
+
+
+def kl_to_normal(moments: Tensor) -> Tensor:
+    """KL divergence of the posterior from a standard normal, per latent element (B,Z,T,H,W)."""
+    mean, logvar = split_moments(moments)
+    return 0.5 * (mean * mean + ops.exp(logvar) - 1.0 - logvar)
+
+
+def kl_between(moments: Tensor, other: Tensor) -> Tensor:
+    """KL divergence of one posterior from another, per latent element."""
+    mean, logvar = split_moments(moments)
+    other_mean, other_logvar = split_moments(other)
+    difference = mean - other_mean
+    ratio = (difference * difference + ops.exp(logvar)) * ops.exp(-other_logvar)
+    return 0.5 * (ratio - 1.0 - logvar + other_logvar)
+
+
+def nll(moments: Tensor, sample_BCTHW: Tensor) -> Tensor:
+    """Negative log likelihood of a latent under the posterior, per latent element."""
+    mean, logvar = split_moments(moments)
+    difference = sample_BCTHW - mean
+    return 0.5 * (LOG_2PI + logvar + difference * difference * ops.exp(-logvar))
+
+
+LOG_2PI = 1.8378770664093453
+
+
+def to_latent(z_BCTHW: Tensor, scale_Z: Tensor, shift_Z: Tensor) -> Tensor:
+    """The transformer's latents: (z - shift) * scale, per channel."""
+    return (z_BCTHW - shift_Z.reshape(1, -1, 1, 1, 1)) * scale_Z.reshape(1, -1, 1, 1, 1)
+
+
+def from_latent(x_BCTHW: Tensor, scale_Z: Tensor, shift_Z: Tensor) -> Tensor:
+    """The VAE's latents: x / scale + shift, per channel."""
+    return x_BCTHW / scale_Z.reshape(1, -1, 1, 1, 1) + shift_Z.reshape(1, -1, 1, 1, 1)

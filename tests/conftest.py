@@ -1,0 +1,65 @@
+"""Test session set-up: quiet frameworks, and TREE_ONLY=ms|pt to prove that one tree runs without the other's framework."""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+import tempfile
+
+import pytest
+
+FRAMEWORK = {"ms": "mindspore", "pt": "torch"}
+ONLY = os.environ.get("TREE_ONLY", "")
+
+os.environ.setdefault("GLOG_v", "4")
+os.environ.setdefault("MS_OM_PATH", tempfile.gettempdir())  # where MindSpore leaves its failed graphs
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    """Pretends that the other tree's framework is not installed."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{fullname} is blocked by TREE_ONLY={ONLY}", name=fullname)
+
+
+if ONLY:
+    sys.meta_path.insert(0, Blocker(FRAMEWORK["pt" if ONLY == "ms" else "ms"], *(["mindone"] if ONLY == "pt" else [])))
+
+
+def available(tree: str) -> bool:
+    """Whether the framework of a tree can be imported here."""
+    try:
+        return importlib.util.find_spec(FRAMEWORK[tree]) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for tree, framework in FRAMEWORK.items():
+            if tree in item.keywords and not available(tree):
+                item.add_marker(pytest.mark.skip(reason=f"{framework} is not installed (or blocked by TREE_ONLY)"))
+
+
+TREES = [pytest.param("ms", marks=pytest.mark.ms), pytest.param("pt", marks=pytest.mark.pt)]
+
+
+def pytest_generate_tests(metafunc):
+    """A test with a `tree` argument runs once in each tree whose framework is here."""
+    if "tree" in metafunc.fixturenames and not any(
+        "tree" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")
+    ):
+        metafunc.parametrize("tree", TREES, indirect=True)
+
+
+@pytest.fixture
+def tree(request):
+    """A `Tree` on the CPU."""
+    from tools.parity.cases import Tree
+
+    return Tree(request.param)
