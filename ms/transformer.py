@@ -1,0 +1,283 @@
+"""The Skiparse diffusion transformer of Open-Sora Plan v1.3 (arXiv:2412.00131, section 3.2).
+
+    patchify -> [self-attention, cross-attention, feed-forward] x layers -> unpatchify
+
+Text is projected to keys and values by `TextProjection`, once per prompt; the denoiser takes them as inputs. What
+depends on the grid only (rotary tables, masks) and the timestep's sinusoids come from common/ as inputs too, so a graph
+compiled for a token count serves every grid of that count.
+
+Shapes: B batch, C channels, T frames, H height, W width (latent cells); S video tokens (padded), L text tokens,
+E width, F timestep features, P rotation pairs, K skip stride.
+"""
+
+from mindspore import Tensor, nn
+
+from common.models import TransformerConfig
+
+from . import ops
+from .attention import CrossAttention, SelfAttention
+from .kernels import kernel
+from .layers import LayerNorm, Linear
+
+NUM_TIME_FEATURES = 256
+
+
+class PatchEmbed2D(nn.Cell):
+    """Latent frames (B,C,T,H,W) -> tokens (T*H*W/p^2, B, E) in raster order, by a p x p convolution of stride p."""
+
+    def __init__(self, in_channels: int, width: int, patch: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = PatchProjection(in_channels, width, patch)
+
+    def construct(self, x_BCTHW: Tensor) -> Tensor:
+        B, C, T, H, W = x_BCTHW.shape
+        p = self.patch
+        x = x_BCTHW.reshape(B, C, T, H // p, p, W // p, p).permute(2, 3, 5, 0, 1, 4, 6)  # t h w b c p q
+        return self.proj(x.reshape(T * H * W // (p * p), B, C * p * p))
+
+
+class PatchProjection(nn.Cell):
+    """The convolution's weight (E, C, p, p), applied as a matrix to patches that do not overlap."""
+
+    def __init__(self, in_channels: int, width: int, patch: int):
+        super().__init__()
+        self.weight = ops.parameter((width, in_channels, patch, patch))
+        self.bias = ops.parameter((width,))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight.reshape(self.weight.shape[0], -1), self.bias)
+
+
+class TimestepEmbedding(nn.Cell):
+    """Two linear layers with silu between."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_1 = Linear(NUM_TIME_FEATURES, width)
+        self.linear_2 = Linear(width, width)
+
+    def construct(self, features_BF: Tensor) -> Tensor:
+        return self.linear_2(ops.silu(self.linear_1(features_BF)))
+
+
+class TimestepEmbedder(nn.Cell):
+    """The name the checkpoint has for it: emb.timestep_embedder."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(width)
+
+    def construct(self, features_BF: Tensor) -> Tensor:
+        return self.timestep_embedder(features_BF)
+
+
+class AdaLayerNormSingle(nn.Cell):
+    """One modulation for all blocks (PixArt-alpha, arXiv:2310.00426): (6,B,E), and the embedding it came from."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.emb = TimestepEmbedder(width)
+        self.linear = Linear(width, 6 * width)
+
+    def construct(self, features_BF: Tensor) -> tuple:
+        embedded_BE = self.emb(features_BF)
+        B, E = embedded_BE.shape
+        modulation = self.linear(ops.silu(embedded_BE)).reshape(B, 6, E).permute(1, 0, 2)
+        return modulation, embedded_BE
+
+
+class CaptionProjection(nn.Cell):
+    """Text states to the model's width: linear, gelu, linear."""
+
+    def __init__(self, caption_channels: int, width: int):
+        super().__init__()
+        self.linear_1 = Linear(caption_channels, width)
+        self.linear_2 = Linear(width, width)
+        self.gelu = kernel("gelu")
+
+    def construct(self, text: Tensor) -> Tensor:
+        return self.linear_2(self.gelu(self.linear_1(text)))
+
+
+class GELU(nn.Cell):
+    """Linear, then gelu."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.proj = Linear(width, hidden)
+        self.gelu = kernel("gelu")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.gelu(self.proj(x))
+
+
+class Nothing(nn.Cell):
+    """The place of dropout, so that the next layer keeps its index in the checkpoint."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+
+class FeedForward(nn.Cell):
+    """Four times wider, gelu, and back."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.net = nn.CellList([GELU(width, 4 * width), Nothing(), Linear(4 * width, width)])
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Cell):
+    """Self-attention and feed-forward under the timestep's modulation, cross-attention between them without."""
+
+    def __init__(self, num_heads: int, head_dim: int, arrangement: str, stride: int, eps: float):
+        super().__init__()
+        width = num_heads * head_dim
+        self.scale_shift_table = ops.parameter((6, width))
+        self.norm1 = LayerNorm(width, eps, False)
+        self.attn1 = SelfAttention(num_heads, head_dim, arrangement, stride)
+        self.attn2 = CrossAttention(num_heads, head_dim)
+        self.norm2 = LayerNorm(width, eps, False)
+        self.ff = FeedForward(width)
+
+    def construct(
+        self,
+        x_SBE: Tensor,
+        modulation_6BE: Tensor,
+        key_LBE: Tensor,
+        value_LBE: Tensor,
+        keep_text_B11L: Tensor | None,
+        cos_S13P: Tensor,
+        sin_S13P: Tensor,
+        keep_video: Tensor | None,
+    ) -> Tensor:
+        m = self.scale_shift_table[:, None] + modulation_6BE
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = m[0], m[1], m[2], m[3], m[4], m[5]
+
+        h_SBE = self.norm1(x_SBE) * (1 + scale_attn) + shift_attn
+        x_SBE = x_SBE + gate_attn * self.attn1(h_SBE, cos_S13P, sin_S13P, keep_video)
+        x_SBE = x_SBE + self.attn2(x_SBE, key_LBE, value_LBE, keep_text_B11L)
+        h_SBE = self.norm2(x_SBE) * (1 + scale_ff) + shift_ff
+        return x_SBE + gate_ff * self.ff(h_SBE)
+
+
+class Transformer(nn.Cell):
+    """Predicts noise, velocity or clean latents (as it was trained) from noisy latents, a timestep and text."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.plan = config.plan
+        self.stride = config.skip_stride
+        self.patch = config.patch_size
+        self.pos_embed = PatchEmbed2D(config.in_channels, width, config.patch_size)
+        self.adaln_single = AdaLayerNormSingle(width)
+        self.caption_projection = CaptionProjection(config.caption_channels, width)
+        self.transformer_blocks = nn.CellList(
+            [
+                Block(
+                    config.num_attention_heads,
+                    config.attention_head_dim,
+                    arrangement,
+                    self.stride,
+                    config.norm_eps,
+                )
+                for arrangement in config.plan
+            ]
+        )
+        self.norm_out = LayerNorm(width, config.norm_eps, False)
+        self.scale_shift_table = ops.parameter((2, width))
+        self.proj_out = Linear(width, config.out_channels * config.patch_size**2)
+
+    def construct(
+        self,
+        x_BCTHW: Tensor,
+        features_BF: Tensor,
+        text_kv: tuple,
+        keep_text_B11L: Tensor | None,
+        cos_S13P: Tensor,
+        sin_S13P: Tensor,
+        keep_video: tuple | None,
+    ) -> Tensor:
+        """Prediction (B,C,T,H,W).
+
+        Args:
+            features_BF: common.rope.timestep_features of the timesteps.
+            text_kv: what TextProjection returned: key and value (L,B,E) of every block, one after the other.
+            keep_text_B11L: True where there is text; None when nothing is padded.
+            cos_S13P, sin_S13P: rotary tables in native order (common.conditions.grid_inputs).
+            keep_video: masks (full, single, group); None when nothing is padded.
+        """
+        B, C, T, H, W = x_BCTHW.shape
+        modulation_6BE, embedded_BE = self.adaln_single(ops.cast_like(features_BF, self.scale_shift_table))
+
+        x_SBE = to_native(self.pos_embed(x_BCTHW), cos_S13P.shape[0], self.stride)
+        for i, block in enumerate(self.transformer_blocks):
+            keep = None if keep_video is None else arrangement_mask(keep_video, self.plan[i])
+            x_SBE = block(
+                x_SBE,
+                modulation_6BE,
+                text_kv[2 * i],
+                text_kv[2 * i + 1],
+                keep_text_B11L,
+                cos_S13P,
+                sin_S13P,
+                keep,
+            )
+        num_tokens = T * (H // self.patch) * (W // self.patch)
+        return self.unpatchify(to_raster(x_SBE, num_tokens, self.stride), embedded_BE, T, H, W)
+
+    def unpatchify(self, x_SBE: Tensor, embedded_BE: Tensor, T: int, H: int, W: int) -> Tensor:
+        """The final modulation and projection of tokens in raster order, laid out as latent frames."""
+        modulation = self.scale_shift_table[:, None] + embedded_BE[None]
+        x_SBE = self.norm_out(x_SBE) * (1 + modulation[1]) + modulation[0]
+        return patches_to_frames(self.proj_out(x_SBE), T, H, W, self.patch)
+
+
+def patches_to_frames(y: Tensor, T: int, H: int, W: int, patch: int) -> Tensor:
+    """ "(t h w) b (p q c) -> b c t (h p) (w q)"."""
+    B = y.shape[1]
+    y = y.reshape(T, H // patch, W // patch, B, patch, patch, -1)
+    return y.permute(3, 6, 0, 1, 4, 2, 5).reshape(B, -1, T, H, W)
+
+
+def arrangement_mask(keep_video: tuple, arrangement: str) -> Tensor:
+    """The mask of one arrangement out of (full, single, group)."""
+    return keep_video[("full", "single", "group").index(arrangement)]
+
+
+def to_native(x_SBE: Tensor, length: int, stride: int) -> Tensor:
+    """Pad raster-ordered tokens with zeros to `length` and store them natively, "(n m j) b e -> (m n j) b e"."""
+    S, B, E = x_SBE.shape
+    if stride == 1:
+        return x_SBE
+    x_SBE = ops.pad_to(x_SBE, length)
+    return x_SBE.reshape(-1, stride, stride, B * E).permute(1, 0, 2, 3).reshape(length, B, E)
+
+
+def to_raster(x_SBE: Tensor, num_tokens: int, stride: int) -> Tensor:
+    """Undo `to_native`: "(m n j) b e -> (n m j) b e", without the padding."""
+    S, B, E = x_SBE.shape
+    if stride == 1:
+        return x_SBE
+    return x_SBE.reshape(stride, -1, stride, B * E).permute(1, 0, 2, 3).reshape(S, B, E)[:num_tokens]
+
+
+class TextProjection(nn.Cell):
+    """Text states (B,L,C) -> key and value (L,B,E) of every block, with a transformer's own weights."""
+
+    def __init__(self, transformer: Transformer):
+        super().__init__(auto_prefix=False)
+        self.caption_projection = transformer.caption_projection
+        self.blocks = transformer.transformer_blocks
+
+    def construct(self, text_BLC: Tensor) -> tuple:
+        text_LBE = self.caption_projection(text_BLC).permute(1, 0, 2)
+        text_kv = ()
+        for block in self.blocks:
+            text_kv = text_kv + block.attn2.project(text_LBE)
+        return text_kv
