@@ -1,0 +1,136 @@
+"""The configs of the command lines that use a trained model, and what both trees do with them before a tensor exists."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from .config import Config, build
+from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
+from .samplers import Prediction, SamplerTable, sampler_table
+from .schedules import ScheduleConfig, Spacing
+from .text import TextConfig
+
+DType = Literal["float32", "float16", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda", "ascend"]
+
+
+class ModelSource(Config):
+    """Where a model comes from: a directory as on the Hugging Face hub, or a config with random weights."""
+
+    path: str | None = None
+    overrides: dict[str, Any] = {}  # fields to change in the directory's config.json
+    config: dict[str, Any] | None = None
+    random_seed: int | None = None  # draw weights by name from this seed instead of reading them
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSource":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either path (a model directory) or config (with random_seed)")
+        if self.config is not None and self.random_seed is None:
+            raise ValueError("a config without a path has no weights; set random_seed to draw some")
+        return self
+
+    def resolve(self, cls: type[HubConfig], where: str) -> Any:
+        """The model's config, validated as `cls`."""
+        if self.config is not None:
+            return build(cls, {**self.config, **self.overrides}, where=f"{where}.config")
+        assert self.path is not None
+        config = read_hub_config(cls, self.path)
+        return config.replace(**self.overrides) if self.overrides else config
+
+
+class SamplerConfig(Config):
+    """How latents are drawn. The defaults are the released models' recommended setting."""
+
+    name: str = "EulerAncestralDiscrete"
+    num_steps: int = 100
+    prediction_type: Prediction = "v_prediction"
+    guidance_scale: float = Field(default=7.5, ge=0)  # 1 turns guidance off and halves the work
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)  # arXiv:2305.08891, section 3.4
+    timestep_spacing: Spacing | None = None
+    steps_offset: int = 0
+    schedule: ScheduleConfig = ScheduleConfig(rescale_betas_zero_snr=True)
+
+    def table(self) -> SamplerTable:
+        return sampler_table(
+            self.name, self.num_steps, self.schedule, self.prediction_type, self.timestep_spacing, self.steps_offset
+        )
+
+
+class SampleConfig(Config):
+    """`python -m ms.sample` / `python -m pt.sample`: videos (or, with one frame, images) from prompts."""
+
+    transformer: ModelSource
+    vae: ModelSource
+    text: TextConfig
+    sampler: SamplerConfig = SamplerConfig()
+    prompt: str | list[str]  # one, several, or the path of a .txt file with one per line
+    prompt_template: str = "{}"
+    negative_prompt: str = ""
+    num_frames: int = Field(default=93, ge=1)
+    height: int = Field(default=352, ge=16)
+    width: int = Field(default=640, ge=16)
+    fps: float = Field(default=16, gt=0)  # of the written video
+    num_samples: int = Field(default=1, ge=1)  # per prompt
+    batch_size: int = Field(default=1, ge=1)  # videos denoised together
+    seed: int = Field(default=0, ge=0)  # video i uses seed + i
+    device: Device = "auto"
+    dtype: DType = "float32"  # of the transformer; latents stay in float32
+    vae_dtype: DType = "float32"
+    vae_chunk_frames: int = Field(default=0, ge=0)  # latent frames decoded at a time after the first; 0: all
+    save_tensors: bool = False  # also write frames and latents as safetensors
+    output: str = "outputs/sample"
+
+    @model_validator(mode="after")
+    def _check(self) -> "SampleConfig":
+        if self.prompt_template.count("{}") != 1:
+            raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} once, where the prompt goes")
+        return self
+
+
+class ReconstructConfig(Config):
+    """`python -m ms.reconstruct` / `python -m pt.reconstruct`: a clip through the VAE and back."""
+
+    vae: ModelSource
+    input: str
+    num_frames: int = Field(default=33, ge=1)
+    start: int = Field(default=0, ge=0)  # first frame taken
+    stride: int = Field(default=1, ge=1)  # take every stride-th frame
+    height: int = Field(default=256, ge=8)
+    width: int = Field(default=256, ge=8)
+    sample_posterior: bool = False
+    seed: int = Field(default=0, ge=0)
+    chunk_frames: int = Field(default=0, ge=0)  # pixel frames per chunk after the first; 0: the whole clip
+    device: Device = "auto"
+    vae_dtype: DType = "float32"
+    save_tensors: bool = False  # also write the frames as safetensors
+    output: str = "outputs/reconstruct"
+
+
+def latent_size(config: SampleConfig, vae: VAEConfig, transformer: TransformerConfig) -> tuple[int, int, int]:
+    """Latent frames, height and width of the video to sample.
+
+    Raises:
+        ValueError: a size or number of frames the models cannot make, with the nearest they can.
+    """
+    stride_t, stride_h, stride_w = vae.stride_thw
+    if (config.num_frames - 1) % stride_t:
+        low = (config.num_frames - 1) // stride_t * stride_t + 1
+        raise ValueError(
+            f"num_frames: got {config.num_frames}, wanted a multiple of {stride_t} plus 1; "
+            f"the nearest are {low} and {low + stride_t}"
+        )
+    for name, size, stride in (("height", config.height, stride_h), ("width", config.width, stride_w)):
+        multiple = stride * transformer.patch_size
+        if size % multiple:
+            near = max(32, round(size / 32) * 32)
+            raise ValueError(
+                f"{name}: got {size}, wanted a multiple of {multiple}; multiples of 32 never need padding, "
+                f"the nearest is {near}"
+            )
+    if transformer.in_channels != vae.latent_dim:
+        raise ValueError(
+            f"transformer.in_channels is {transformer.in_channels}, vae.latent_dim is {vae.latent_dim}; "
+            "they must be equal: these two models do not belong together"
+        )
+    return (config.num_frames - 1) // stride_t + 1, config.height // stride_h, config.width // stride_w

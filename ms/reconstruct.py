@@ -1,0 +1,88 @@
+"""A clip through the VAE and back, with PSNR and SSIM: python -m ms.reconstruct CONFIG input=clip.mp4 [key=value ...]"""
+
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.images import resize_crop, side_by_side, to_model, to_uint8
+from common.metrics import psnr_BT, ssim_BT
+from common.models import VAEConfig
+from common.noise import normal
+from common.outputs import write_frames, write_tensors
+from common.runs import ReconstructConfig
+from common.video import VideoReader
+
+from . import runtime
+from .loading import load_vae
+from .vae import WFVAE, check_clip, posterior_sample, split_moments
+
+USAGE = """
+python -m ms.reconstruct CONFIG [key=value ...]
+    python -m ms.reconstruct configs/reconstruct_demo.yaml input=clip.mp4 num_frames=33 height=256 width=256
+"""
+
+
+def reconstruct(config: ReconstructConfig) -> None:
+    """Write the reconstruction, a side-by-side with the original, and a report; print the metrics."""
+    device = runtime.setup(config.device)
+    vae_config = config.vae.resolve(VAEConfig, "vae")
+    check_clip(vae_config, (1, 3, config.num_frames, config.height, config.width))
+    folder = cli.prepare_folder(config.output)
+    watch = cli.Stopwatch()
+
+    with watch.stage("read"), VideoReader(config.input) as reader:
+        stop = config.start + config.num_frames * config.stride
+        original_THWC = resize_crop(
+            reader.frames(range(config.start, stop, config.stride)), config.height, config.width
+        )
+        fps = reader.info.fps / config.stride
+    with watch.stage("load"):
+        vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
+    with watch.stage("vae"):
+        x_BCTHW = to_model(original_THWC)
+        restored_THWC = to_uint8(round_trip(vae, x_BCTHW, config)[0])
+
+    psnr, ssim = compare(original_THWC, restored_THWC)
+    stem = Path(config.input).stem
+    with watch.stage("write"):
+        names = write_frames(folder, stem, restored_THWC, fps)
+        names += write_frames(folder, f"{stem}_side_by_side", side_by_side(original_THWC, restored_THWC), fps)
+        if config.save_tensors:
+            write_tensors(folder / f"{stem}.safetensors", frames_THWC=restored_THWC, original_THWC=original_THWC)
+    cli.write_report(
+        folder / f"{stem}.json",
+        config,
+        psnr_db=round(psnr, 3),
+        ssim=round(ssim, 4),
+        files=names,
+        device=runtime.device_name(device),
+        versions=runtime.versions(),
+        seconds=watch.seconds,
+        peak_memory_mb=round(runtime.peak_memory_mb(device), 1),
+    )
+    print(f"{folder / names[0]}  PSNR {psnr:.2f} dB  SSIM {ssim:.4f}  ({len(restored_THWC)} frames)")
+
+
+def round_trip(vae: WFVAE, x_BCTHW: np.ndarray, config: ReconstructConfig) -> np.ndarray:
+    """Encode and decode; the posterior's mean unless `sample_posterior`."""
+    stride_t = vae.config.stride_thw[0]
+    with runtime.inference():
+        moments = vae.encode(runtime.to_tensor(x_BCTHW, config.vae_dtype), config.chunk_frames)
+        if config.sample_posterior:
+            B, _, T, H, W = moments.shape
+            noise = normal((B, vae.config.latent_dim, T, H, W), config.seed, 0)
+            z = posterior_sample(moments, runtime.to_tensor(noise, config.vae_dtype))
+        else:
+            z = split_moments(moments)[0]
+        return runtime.to_numpy(vae.decode(z, config.chunk_frames // stride_t))
+
+
+def compare(a_THWC: np.ndarray, b_THWC: np.ndarray) -> tuple[float, float]:
+    """Mean PSNR and SSIM over frames."""
+    a, b = ((to_model(frames) + 1) / 2 for frames in (a_THWC, b_THWC))
+    return float(psnr_BT(a, b).mean()), float(ssim_BT(a, b).mean())
+
+
+if __name__ == "__main__":
+    cli.main(ReconstructConfig, reconstruct, USAGE)

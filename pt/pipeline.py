@@ -1,0 +1,175 @@
+"""Text to video: prepare the text, denoise latents by a sampler's table, decode.
+
+Noise is drawn in NumPy and handed in, and every coefficient comes from the table, so both trees make the same video.
+
+Shapes: B videos denoised together, G = 2B under guidance (unconditional first) else B; C channels, T frames, H height,
+W width of the latents; L text tokens, R table rows.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from common.conditions import grid_inputs, text_inputs
+from common.noise import normal
+from common.rope import timestep_features
+from common.samplers import SamplerTable
+
+from . import ops, runtime
+from .transformer import TextProjection, Transformer
+from .vae import WFVAE, from_latent
+
+NUM_SCALARS = 7  # columns of a step's row before the weights of past predictions
+
+
+class Step(NamedTuple):
+    """What a callback sees after each model evaluation."""
+
+    index: int
+    num_steps: int
+    timestep: float
+    latent_BCTHW: Tensor
+    output_GCTHW: Tensor  # the transformer's raw output, before guidance
+
+
+class Denoiser(nn.Module):
+    """One row of a sampler's table as one graph: model, guidance, multiply-adds."""
+
+    def __init__(self, transformer: Transformer, guidance_scale: float, guidance_rescale: float, num_past: int):
+        super().__init__()
+        self.transformer = transformer
+        self.guidance_scale = guidance_scale
+        self.guidance_rescale = guidance_rescale
+        self.guided = guidance_scale != 1.0
+        self.num_past = num_past
+
+    def forward(
+        self,
+        x_BCTHW: Tensor,
+        anchor_BCTHW: Tensor,
+        past: tuple,
+        noise_BCTHW: Tensor,
+        row: Tensor,
+        features_GF: Tensor,
+        text_kv: tuple,
+        keep_text_G11L: Tensor | None,
+        cos_S13P: Tensor,
+        sin_S13P: Tensor,
+        keep_video: tuple | None,
+    ) -> tuple:
+        """(next latents, anchor, remembered predictions, raw output); row holds one row of the table in float32."""
+        model_input = ops.cast_like(row[0] * x_BCTHW, text_kv[0])
+        if self.guided:
+            model_input = ops.cat((model_input, model_input), 0)
+        output_GCTHW = ops.to_float32(
+            self.transformer(model_input, features_GF, text_kv, keep_text_G11L, cos_S13P, sin_S13P, keep_video)
+        )
+        output_BCTHW = self.guide(output_GCTHW) if self.guided else output_GCTHW
+
+        anchor_BCTHW = row[6] * x_BCTHW + (1.0 - row[6]) * anchor_BCTHW
+        past = (row[1] * x_BCTHW + row[2] * output_BCTHW, *past)
+        next_BCTHW = row[3] * x_BCTHW + row[4] * anchor_BCTHW + row[5] * noise_BCTHW
+        for i in range(self.num_past):
+            next_BCTHW = next_BCTHW + row[NUM_SCALARS + i] * past[i]
+        return next_BCTHW, anchor_BCTHW, past[: self.num_past - 1], output_GCTHW
+
+    def guide(self, output_GCTHW: Tensor) -> Tensor:
+        """Classifier-free guidance (arXiv:2207.12598), rescaled against over-exposure (arXiv:2305.08891, section 3.4)."""
+        empty, text = ops.chunk(output_GCTHW, 2, 0)
+        guided = empty + self.guidance_scale * (text - empty)
+        if self.guidance_rescale == 0.0:
+            return guided
+        calmed = guided * (ops.std(text) / ops.std(guided))
+        return self.guidance_rescale * calmed + (1.0 - self.guidance_rescale) * guided
+
+
+def table_rows(table: SamplerTable) -> np.ndarray:
+    """The table as float32 rows for `Denoiser`: input scale, prediction, sample, anchor, noise, set anchor, past."""
+    scalars = (
+        table.input_scale_R,
+        table.pred_sample_R,
+        table.pred_output_R,
+        table.sample_R,
+        table.anchor_R,
+        table.noise_R,
+        table.set_anchor_R,
+    )
+    assert len(scalars) == NUM_SCALARS
+    return np.concatenate([np.stack(scalars, axis=1), table.past_RH], axis=1).astype(np.float32)
+
+
+def seeded_noise(shape: tuple, seeds: list[int]) -> Callable[[int], np.ndarray]:
+    """Noise (B,C,T,H,W) by draw index, video b from seeds[b] alone: how videos are batched does not change them."""
+
+    def draw(index: int) -> np.ndarray:
+        return np.stack([normal(shape[1:], seed, index) for seed in seeds])
+
+    return draw
+
+
+def denoise(
+    transformer: Transformer,
+    table: SamplerTable,
+    text_GLC: np.ndarray,
+    keep_text_GL: np.ndarray,
+    latent_shape: tuple,
+    noise: Callable[[int], np.ndarray],
+    guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
+    callback: Callable[[Step], None] | None = None,
+    dtype: str = "float32",
+) -> Tensor:
+    """Latents (B,C,T,H,W) float32.
+
+    Args:
+        text_GLC, keep_text_GL: text states and mask; under guidance (scale other than 1) the B unconditional rows
+            stand before the B prompts.
+        latent_shape: (B, C, T, H, W).
+        noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise do not ask for one.
+        callback: called after every model evaluation.
+        dtype: of the transformer's parameters.
+    """
+    B, _, T, H, W = latent_shape
+    G = B if guidance_scale == 1.0 else 2 * B
+    if len(text_GLC) != G:
+        raise ValueError(f"denoise: {len(text_GLC)} rows of text for {B} videos at guidance {guidance_scale}; wanted {G}")
+    states, keep_text = text_inputs(text_GLC, keep_text_GL)
+    grid = grid_inputs(transformer.config, (T, H, W), G, None, dtype)
+    keep_video = None if grid.keep_video is None else tuple(runtime.to_tensor(k) for k in grid.keep_video)
+    fixed = (
+        None if keep_text is None else runtime.to_tensor(keep_text),
+        runtime.to_tensor(grid.cos_S13P),
+        runtime.to_tensor(grid.sin_S13P),
+        keep_video,
+    )
+    num_past = table.past_RH.shape[1]
+    denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, num_past)
+    rows, features = table_rows(table), timestep_features(table.timesteps_R)
+    with runtime.inference():
+        text_kv = TextProjection(transformer)(runtime.to_tensor(states, dtype))
+        x = runtime.to_tensor((table.init_noise_sigma * noise(0)).astype(np.float32))
+        still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
+        anchor, past = still, (still,) * (num_past - 1)
+        for r in range(len(table)):
+            fresh = runtime.to_tensor(noise(r + 1)) if table.draws_noise_R[r] else still
+            features_GF = runtime.to_tensor(np.repeat(features[r : r + 1], G, axis=0))
+            x, anchor, past, output = denoiser(
+                x, anchor, past, fresh, runtime.to_tensor(rows[r]), features_GF, text_kv, *fixed
+            )
+            if callback is not None:
+                callback(Step(r, len(table), float(table.timesteps_R[r]), x, output))
+    return x
+
+
+def decode(vae: WFVAE, latent_BCTHW: Tensor, chunk_frames: int = 0) -> np.ndarray:
+    """Pixels (B,3,T,H,W) float32, about [-1, 1], of the transformer's latents; chunk_frames as in WFVAE.decode."""
+    channels = vae.config.latent_dim
+    scale, shift = (
+        runtime.to_tensor(np.broadcast_to(np.float32(values), (channels,)).copy())
+        for values in (vae.config.scale, vae.config.shift)
+    )
+    with runtime.inference():
+        z = ops.cast_like(from_latent(latent_BCTHW, scale, shift), vae.decoder.conv_out.weight)
+        return runtime.to_numpy(vae.decode(z, chunk_frames))

@@ -1,0 +1,138 @@
+"""Videos, or with one frame images, from prompts: python -m pt.sample CONFIG [key=value ...]"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common import cli
+from common.captions import read_prompts
+from common.images import to_uint8
+from common.models import TransformerConfig, VAEConfig
+from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
+from common.parallel import mesh_from_environment
+from common.runs import SampleConfig, latent_size
+from common.samplers import SamplerTable
+from common.text import tokenize
+
+from . import runtime
+from .loading import load_transformer, load_vae
+from .pipeline import decode, denoise, seeded_noise
+from .text import TextEncoder
+from .transformer import Transformer
+from .vae import WFVAE
+
+USAGE = """
+python -m pt.sample CONFIG [key=value ...]
+    python -m pt.sample configs/sample_demo.yaml prompt="a red ball rolls over grass" seed=7
+    msrun --worker_num 4 --local_worker_num 4 python -m pt.sample CONFIG prompt=prompts.txt   (one prompt per line)
+"""
+
+
+def sample(config: SampleConfig) -> None:
+    """Make this rank's share of the videos and write each with a report beside it."""
+    mesh = mesh_from_environment()
+    device = runtime.setup(config.device)
+    prompts = read_prompts(config.prompt)
+    vae_config = config.vae.resolve(VAEConfig, "vae")
+    transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
+    latent_thw = latent_size(config, vae_config, transformer_config)
+    table = config.sampler.table()
+    folder = cli.prepare_folder(config.output)
+    jobs = mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
+    watch = cli.Stopwatch()
+
+    with watch.stage("load"):
+        transformer = load_transformer(config.transformer, transformer_config, config.dtype, device)
+        vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
+    with watch.stage("text"):
+        states, keep = encode_prompts(config, prompts, device, transformer_config.caption_channels)
+    for batch in batches(jobs, config.batch_size):
+        text = select_text(states, keep, batch, config.sampler.guidance_scale != 1.0)
+        shape = (len(batch), transformer_config.in_channels, *latent_thw)
+        with watch.stage("denoise"):
+            latents = run_denoiser(config, transformer, table, text, shape, batch, mesh.rank == 0)
+        with watch.stage("decode"):
+            pixels = decode(vae, latents, config.vae_chunk_frames)
+        latents = runtime.to_numpy(latents)
+        for job, video, latent in zip(batch, pixels, latents, strict=True):
+            with watch.stage("write"):
+                frames = to_uint8(video)
+                names = write_frames(folder, job.stem, frames, config.fps)
+                if config.save_tensors:
+                    write_tensors(folder / f"{job.stem}.safetensors", frames_THWC=frames, latent_CTHW=latent)
+            report(config, job, names, watch, device, folder)
+
+
+def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width: int) -> tuple:
+    """Text states and mask of the negative prompt (row 0) and every prompt, as NumPy; the encoder is freed again.
+
+    Raises:
+        ValueError: the encoder is not as wide as the transformer's captions.
+    """
+    texts = [config.negative_prompt, *(config.prompt_template.format(prompt) for prompt in prompts)]
+    ids, keep, cut = tokenize(config.text, texts)
+    for message in cut:
+        print(f"warning: {message}", file=sys.stderr)
+    encoder = TextEncoder(config.text, device)
+    if encoder.width != width:
+        raise ValueError(
+            f"text: the encoder's states are {encoder.width} wide, the transformer was trained on {width}; "
+            "use the text encoder the transformer was trained with"
+        )
+    with runtime.inference():
+        rows = [runtime.to_numpy(encoder(ids[i : i + 1], keep[i : i + 1])) for i in range(len(texts))]
+    return np.concatenate(rows), keep
+
+
+def select_text(states: np.ndarray, keep: np.ndarray, batch: list[Job], guided: bool) -> tuple:
+    """States and masks of a batch, repeated alike; under guidance the negative prompt's rows stand first."""
+    rows = [1 + job.prompt_index for job in batch]
+    if guided:
+        rows = [0] * len(batch) + rows
+    return states[rows], keep[rows]
+
+
+def run_denoiser(
+    config: SampleConfig,
+    transformer: Transformer,
+    table: SamplerTable,
+    text: tuple,
+    shape: tuple,
+    batch: list[Job],
+    show: bool,
+):
+    """Latents of a batch, with a progress bar."""
+    with tqdm(total=len(table), desc=batch[0].stem, unit="step", disable=not show) as bar:
+        return denoise(
+            transformer,
+            table,
+            *text,
+            shape,
+            seeded_noise(shape, [job.seed for job in batch]),
+            config.sampler.guidance_scale,
+            config.sampler.guidance_rescale,
+            lambda step: bar.update(),
+            config.dtype,
+        )
+
+
+def report(config: SampleConfig, job: Job, names: list[str], watch: cli.Stopwatch, device: str, folder: Path) -> None:
+    """Write what made a video beside it, and say where it is."""
+    cli.write_report(
+        folder / f"{job.stem}.json",
+        config,
+        prompt=job.prompt,
+        seed=job.seed,
+        files=names,
+        device=runtime.device_name(device),
+        versions=runtime.versions(),
+        seconds_so_far=watch.seconds,
+        peak_memory_mb=round(runtime.peak_memory_mb(device), 1),
+    )
+    print(f"{folder / names[0]}  seed {job.seed}  {job.prompt!r}")
+
+
+if __name__ == "__main__":
+    cli.main(SampleConfig, sample, USAGE)
