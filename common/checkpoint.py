@@ -1,4 +1,5 @@
-"""Weights on disk: safetensors with the config in the metadata, one file or shards with an index, beside a config.json.
+"""Weights on disk: safetensors with the config in the metadata, one file or shards with an index, beside a
+config.json.
 
 The layout is the Hugging Face hub's: `diffusion_pytorch_model.safetensors`, or shards
 `...-00001-of-00003.safetensors` listed in `....safetensors.index.json`. Nothing here unpickles.
@@ -17,7 +18,9 @@ from .files import whole_file, write_json
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
-def check_weights(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_weights(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str
+) -> None:
     """Compare names and shapes of a model with those of its weights.
 
     Raises:
@@ -33,8 +36,8 @@ def check_weights(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, t
     problems = missing + unexpected + misshapen
     if problems:
         raise ValueError(
-            f"{where}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen keys; "
-            "is this the config the weights belong to?\n  " + "\n  ".join(problems)
+            f"{where}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen keys;"
+            " is this the config the weights belong to?\n  " + "\n  ".join(problems)
         )
 
 
@@ -46,7 +49,8 @@ def shapes_of(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 class StoredWeights(Mapping[str, np.ndarray]):
-    """The tensors of a model directory or a safetensors file, each read when asked for; bfloat16 comes as float32.
+    """The tensors of a model directory or a safetensors file, each read when asked for; bfloat16 comes as
+    float32.
 
     Raises:
         ValueError: no weights there, a shard of the index missing, or a file that is not safetensors.
@@ -73,7 +77,8 @@ class StoredWeights(Mapping[str, np.ndarray]):
 def save_weights(
     folder: str | Path, weights: Mapping[str, np.ndarray], config: dict, max_shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write `config.json` and the weights into `folder`, in shards of at most `max_shard_bytes` with an index.
+    """Write `config.json` and the weights into `folder`, in shards of at most `max_shard_bytes` with an
+    index.
 
     Every file is written under a temporary name, flushed and renamed, so an interrupt leaves no half file.
     """

@@ -13,7 +13,9 @@ from .files import write_json
 
 
 def main(config_class: type[T], run: Callable[[T], None], usage: str) -> None:
-    """Load `CONFIG [key=value ...]` from the command line and run; a user's mistake is one line and exit code 2."""
+    """Load `CONFIG [key=value ...]` from the command line and run; a user's mistake is one line and exit code
+    2.
+    """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage.strip(), file=sys.stderr if not arguments else sys.stdout)

@@ -1,4 +1,6 @@
-"""The inputs of the transformer that follow from shapes alone, in NumPy: rotary tables and masks in native token order."""
+"""The inputs of the transformer that follow from shapes alone, in NumPy: rotary tables and masks in native
+token order.
+"""
 
 from typing import NamedTuple
 
@@ -30,8 +32,8 @@ def grid_inputs(
 
     Args:
         latent_thw: latent frames, height and width in cells; height and width are multiples of the patch.
-        keep_BTHW: True where a latent cell holds video; None when all do. A patch counts if any of its cells does.
-        dtype: of the tokens; it matters only with `rope_precision: reference`.
+        keep_BTHW: True where a latent cell holds video; None when all do. A patch counts if any of its cells
+        does. dtype: of the tokens; it matters only with `rope_precision: reference`.
 
     Raises:
         ValueError: the latent size does not cut into patches.

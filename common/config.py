@@ -17,7 +17,9 @@ T = TypeVar("T", bound="Config")
 
 
 class Config(BaseModel):
-    """Base of every config: frozen, strict about names, tolerant only of YAML's own spellings (1e-4, ints for floats)."""
+    """Base of every config: frozen, strict about names, tolerant only of YAML's own spellings (1e-4, ints for
+    floats).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -83,7 +85,9 @@ def _explain(cls: type[Config], error: Any, where: str) -> str:
 
 
 def _fields_at(cls: type[Config], parents: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section that `parents` leads to; list indices and union tags lead nowhere new."""
+    """Names of the fields of the section that `parents` leads to; list indices and union tags lead nowhere
+    new.
+    """
     for part in parents:
         field = cls.model_fields.get(str(part))
         if field is None:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-HAAR_3D = 0.3536  # a rounded 1/sqrt(8): the released weights expect exactly this, so a round trip multiplies by 1.00026
+# A rounded 1/sqrt(8): the released weights expect exactly this, so a round trip multiplies by 1.00026.
+HAAR_3D = 0.3536
 HAAR_2D = 0.5
 
 

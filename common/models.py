@@ -1,6 +1,8 @@
-"""What a model is made of: the configs of the VAE and of the transformer, under the reference's own field names.
+"""What a model is made of: the configs of the VAE and of the transformer, under the reference's own field
+names.
 
-The released `config.json` files load as they are; names with a leading underscore (`_class_name`) are ignored.
+The released `config.json` files load as they are; names with a leading underscore (`_class_name`) are
+ignored.
 """
 
 import json
@@ -81,7 +83,9 @@ class VAEConfig(HubConfig):
 
 
 class TransformerConfig(HubConfig):
-    """The Skiparse diffusion transformer of Open-Sora Plan v1.3 (arXiv:2412.00131). Defaults are the released model's."""
+    """The Skiparse diffusion transformer of Open-Sora Plan v1.3 (arXiv:2412.00131). Defaults are the released
+    model's.
+    """
 
     num_attention_heads: int = 24
     attention_head_dim: int = 96
@@ -120,7 +124,7 @@ class TransformerConfig(HubConfig):
     def _check(self) -> "TransformerConfig":
         if self.attention_head_dim % 6:
             raise ValueError(
-                f"attention_head_dim={self.attention_head_dim} must be a multiple of 6: RoPE gives one third of it "
+                f"attention_head_dim={self.attention_head_dim} must be a multiple of 6: RoPE gives a third "
                 "to each of t, h, w and rotates channels in pairs"
             )
         if self.cross_attention_dim != self.width:

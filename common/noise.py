@@ -1,4 +1,6 @@
-"""Random numbers that both trees and every rank agree on: Philox (Salmon et al., SC'11), keyed instead of advanced."""
+"""Random numbers that both trees and every rank agree on: Philox (Salmon et al., SC'11), keyed instead of
+advanced.
+"""
 
 import hashlib
 
@@ -16,14 +18,17 @@ def normal(shape: tuple[int, ...], seed: int, index: int) -> np.ndarray:
 
 
 def index_of(name: str) -> int:
-    """A stable 63-bit index for a name, so that a parameter's draw does not depend on the order of construction."""
+    """A stable 63-bit index for a name, so that a parameter's draw does not depend on the order of
+    construction.
+    """
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def initial_weights(
     shapes: dict[str, tuple[int, ...]], seed: int, gain: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Random weights drawn by name: matrices and filters scaled by gain/sqrt(fan_in), norms near one, biases near zero.
+    """Random weights drawn by name: matrices and filters scaled by gain/sqrt(fan_in), norms near one, biases
+    near zero.
 
     Every value differs from every other, so a transposed or misnamed weight shows.
     """

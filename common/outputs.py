@@ -30,7 +30,9 @@ class Job(NamedTuple):
 
 
 def plan_jobs(prompts: Sequence[str], num_samples: int, seed: int) -> list[Job]:
-    """Every sample of every prompt, numbered; job i uses seed + i, however jobs are spread over batches and ranks."""
+    """Every sample of every prompt, numbered; job i uses seed + i, however jobs are spread over batches and
+    ranks.
+    """
     return [
         Job(p * num_samples + s, p, prompt, seed + p * num_samples + s)
         for p, prompt in enumerate(prompts)
@@ -38,7 +40,7 @@ def plan_jobs(prompts: Sequence[str], num_samples: int, seed: int) -> list[Job]:
     ]
 
 
-def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[Sequence[Job]]:
+def batches(jobs: list[Job], batch_size: int) -> Iterator[list[Job]]:
     """Jobs in groups of at most batch_size."""
     for start in range(0, len(jobs), batch_size):
         yield jobs[start : start + batch_size]

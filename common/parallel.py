@@ -19,11 +19,15 @@ class Mesh(NamedTuple):
 
 
 def mesh_from_environment() -> Mesh:
-    """The mesh that `torchrun` (RANK, WORLD_SIZE) or `msrun` (RANK_ID, MS_WORKER_NUM) announced; else one process."""
+    """The mesh that `torchrun` (RANK, WORLD_SIZE) or `msrun` (RANK_ID, MS_WORKER_NUM) announced; else one
+    process.
+    """
     env = os.environ
     rank = env.get("RANK", env.get("RANK_ID", "0"))
     size = env.get("WORLD_SIZE", env.get("MS_WORKER_NUM", "1"))
     mesh = Mesh(int(rank), int(size))
     if not 0 <= mesh.rank < mesh.size:
-        raise ValueError(f"launch: rank {mesh.rank} of {mesh.size} processes; start them with torchrun or msrun")
+        raise ValueError(
+            f"launch: rank {mesh.rank} of {mesh.size} processes; start them with torchrun or msrun"
+        )
     return mesh

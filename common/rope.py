@@ -9,7 +9,9 @@ BASE = 10000.0
 
 
 def axis_angles(length: int, pairs: int, scale: float = 1.0) -> np.ndarray:
-    """Angles (length, P) of one axis: position / scale * BASE ** (-2p / (2P)), in float32 as the reference has them."""
+    """Angles (length, P) of one axis: position / scale * BASE ** (-2p / (2P)), in float32 as the reference
+    has them.
+    """
     exponent = np.arange(0, 2 * pairs, 2, dtype=np.float32) / np.float32(2 * pairs)
     inverse = (1.0 / np.power(np.float32(BASE), exponent)).astype(np.float32)
     positions = np.arange(length, dtype=np.float32) / np.float32(scale)
@@ -21,7 +23,8 @@ def rope_table(grid_thw, head_dim: int, scale_thw=(1.0, 1.0, 1.0), round_to: str
 
     Args:
         scale_thw: interpolation scales; positions are divided by them.
-        round_to: "float16" or "bfloat16" rounds the angle and its cos and sin as half-precision tokens make the
+        round_to: "float16" or "bfloat16" rounds the angle and its cos and sin as half-precision tokens make
+        the
             reference do; released weights were trained so.
     """
     pairs = head_dim // 6
@@ -49,10 +52,12 @@ def round_float(x: np.ndarray, dtype: str) -> np.ndarray:
 def timestep_features(
     timesteps: np.ndarray, num_features: int = 256, max_period: float = 10000.0
 ) -> np.ndarray:
-    """Sinusoidal features (B, num_features) float32 of timesteps (B,): cosines first, then sines (arXiv:2212.09748).
+    """Sinusoidal features (B, num_features) float32 of timesteps (B,): cosines first, then sines
+    (arXiv:2212.09748).
 
-    Everything is rounded to float32 where the reference has float32, but the exponential is exact first: at t = 999
-    an error of one unit in the last place of a frequency is 6e-5 in the feature, and float32 `exp` is rarely better.
+    Everything is rounded to float32 where the reference has float32, but the exponential is exact first: at t
+    = 999 an error of one unit in the last place of a frequency is 6e-5 in the feature, and float32 `exp` is
+    rarely better.
     """
     half = num_features // 2
     exponents = np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)

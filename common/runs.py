@@ -1,4 +1,6 @@
-"""The configs of the command lines that use a trained model, and what both trees do with them before a tensor exists."""
+"""The configs of the command lines that use a trained model, and what both trees do with them before a tensor
+exists.
+"""
 
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ class ModelSource(Config):
     """Where a model comes from: a directory as on the Hugging Face hub, or a config with random weights."""
 
     path: str | None = None
-    overrides: dict[str, Any] = {}  # fields to change in the directory's config.json
+    overrides: dict[str, Any] = Field(default_factory=dict)  # fields to change in the directory's config.json
     config: dict[str, Any] | None = None
     random_seed: int | None = None  # draw weights by name from this seed instead of reading them
 
@@ -53,7 +55,12 @@ class SamplerConfig(Config):
 
     def table(self) -> SamplerTable:
         return sampler_table(
-            self.name, self.num_steps, self.schedule, self.prediction_type, self.timestep_spacing, self.steps_offset
+            self.name,
+            self.num_steps,
+            self.schedule,
+            self.prediction_type,
+            self.timestep_spacing,
+            self.steps_offset,
         )
 
 
@@ -84,7 +91,9 @@ class SampleConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "SampleConfig":
         if self.prompt_template.count("{}") != 1:
-            raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} once, where the prompt goes")
+            raise ValueError(
+                f"prompt_template {self.prompt_template!r} must contain {{}} once, where the prompt goes"
+            )
         return self
 
 

@@ -323,7 +323,7 @@ def _move(
         return alpha_R * to_alpha_R + sigma_R * to_sigma_R, -turn_R
     if prediction == "sample":
         return to_sigma_R / sigma_R, turn_R / sigma_R
-    if not alpha_R.all():
+    if (alpha_R == 0).any():
         raise ValueError(
             "got prediction_type 'epsilon', expected v_prediction or sample: timestep "
             f"{np.max(t_R):g} is pure noise and says nothing of x0; or set rescale_betas_zero_snr: false"

@@ -1,7 +1,9 @@
-"""Skiparse attention (arXiv:2412.00131, section 3) as bookkeeping: which block skips how, and the native token order.
+"""Skiparse attention (arXiv:2412.00131, section 3) as bookkeeping: which block skips how, and the native
+token order.
 
-Tokens in raster order have index s = n*K*K + m*K + j with m, j in [0, K). A `single` block attends among tokens of
-equal j, a `group` block among tokens of equal m. Stored in the order (m, n, j), both arrangements are views:
+Tokens in raster order have index s = n*K*K + m*K + j with m, j in [0, K). A `single` block attends among
+tokens of equal j, a `group` block among tokens of equal m. Stored in the order (m, n, j), both arrangements
+are views:
 
     single   (m n j) b e -> (m n) (j b) e          rows x batch x width
     group    (m n j) b e -> m (n j) (b e)          batch x rows x folded heads
@@ -30,19 +32,21 @@ def layer_plan(num_layers: int, stride: int, num_dense_ends: int = 2) -> tuple[s
 
 
 def padded_length(num_tokens: int, stride: int) -> int:
-    """The smallest multiple of stride**2 that holds num_tokens: a group block needs whole runs for every m."""
+    """The smallest multiple of stride**2 that holds num_tokens: group blocks need whole runs for every m."""
     block = stride * stride
     return -(-num_tokens // block) * block
 
 
 def native_order(num_tokens: int, stride: int) -> np.ndarray:
-    """Raster index of the token at each native position, (S,) with S = padded_length; "(n m j) -> (m n j)"."""
+    """Raster index of the token at each native position, (S,), S = padded_length: "(n m j) -> (m n j)"."""
     raster = np.arange(padded_length(num_tokens, stride))
     return raster.reshape(-1, stride, stride).transpose(1, 0, 2).reshape(-1)
 
 
 class Keep(NamedTuple):
-    """Boolean attention masks, True = keep, one per arrangement; all broadcast to (batch, heads, queries, keys)."""
+    """Boolean attention masks, True = keep, one per arrangement; all broadcast to (batch, heads, queries,
+    keys).
+    """
 
     full: np.ndarray  # (1 or B, 1, 1, S)
     single: np.ndarray  # (K*B, 1, 1, S/K), batch in the order (j b)
@@ -61,8 +65,8 @@ def keep_masks(num_tokens: int, stride: int, batch: int, num_heads: int, keep_BS
         num_heads: N; a per-sample mask in a group block is repeated over the folded heads.
         keep_BS: (B, num_tokens) in raster order, True where a token carries video; None when all do.
 
-    A sub-sequence that would keep nothing keeps everything instead: it holds padding only, nobody reads its result,
-    and a row without keys would be NaN.
+    A sub-sequence that would keep nothing keeps everything instead: it holds padding only, nobody reads its
+    result, and a row without keys would be NaN.
     """
     length = padded_length(num_tokens, stride)
     if length == num_tokens and (keep_BS is None or keep_BS.all()):

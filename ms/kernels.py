@@ -1,9 +1,11 @@
-"""Operators with one implementation per device, chosen when a layer is built. Model code never asks what device it is on.
+"""Operators with one implementation per device, chosen when a layer is built. Model code never asks what
+device it is on.
 
-Every entry of one operator has the same signature; each is tested against the entry "reference". Masks are boolean with
-True = keep; an operator that wants them otherwise is told so here.
+Every entry of one operator has the same signature; each is tested against the entry "reference". Masks are
+boolean with True = keep; an operator that wants them otherwise is told so here.
 
-Shapes: S queries, L keys, B batch, E width = N*D, N heads, D head width; C channels, T frames, H height, W width.
+Shapes: S queries, L keys, B batch, E width = N*D, N heads, D head width; C channels, T frames, H height, W
+width.
 """
 
 import contextlib
@@ -22,7 +24,9 @@ _DEVICE: list[str] = []  # the innermost `on(...)`; empty outside
 
 @contextlib.contextmanager
 def on(device: str) -> Iterator[None]:
-    """Layers built inside use the kernels of `device`; how the Ascend graph is built and exported on a CPU host."""
+    """Layers built inside use the kernels of `device`; how the Ascend graph is built and exported on a CPU
+    host.
+    """
     _DEVICE.append(device)
     try:
         yield
@@ -73,6 +77,10 @@ def _attention_flash(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, num_heads: int, layout: str
 ) -> Tensor:
     head_dim = q.shape[2] // num_heads
+    if q.dtype not in (mstype.float16, mstype.bfloat16):
+        raise ValueError(
+            f"attention: FlashAttentionScore takes float16 or bfloat16, got {q.dtype}; set dtype to either"
+        )
     if num_heads > MAX_FLASH_HEADS:
         raise ValueError(
             f"attention: FlashAttentionScore takes at most {MAX_FLASH_HEADS} heads, got {num_heads} "
@@ -80,14 +88,14 @@ def _attention_flash(
         )
     if head_dim % FLASH_HEAD_DIM_MULTIPLE:
         raise ValueError(
-            f"attention: FlashAttentionScore wants a head width that is a multiple of {FLASH_HEAD_DIM_MULTIPLE}, "
+            f"attention: FlashAttentionScore wants a head width divisible by {FLASH_HEAD_DIM_MULTIPLE}, "
             f"got {head_dim}; choose attention_head_dim 48 or 96"
         )
     drop = None
     if keep is not None:
         if keep.shape[1] != 1:
             raise ValueError(
-                "attention: on Ascend a per-sample video mask in a group block would need one mask per folded head; "
+                f"attention: got masks for {keep.shape[1]} heads in a group block, on Ascend all share one; "
                 "group batches by size so that all samples share their padding"
             )
         # FlashAttentionScore drops where True, and wants the query axis spelled out.
@@ -129,10 +137,11 @@ def _everywhere(function: Callable) -> dict[str, Callable]:
 
 
 # attention(q, k, v, keep, num_heads, layout) -> like q
-#   layout "SBH": q_SBE, k_LBE, v_LBE; layout "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L), or None.
-# frame_attention: the same for one wide head in float32 as the VAE has it, outside the fused operator's limits.
-# layer_norm(x, weight, bias, eps) over the last dim, group_norm(x, groups, weight, bias, eps): float32 statistics.
-# gelu(x), the tanh form. conv2d(x, weight, bias, stride, padding), conv3d(x, weight, bias, stride_thw, padding_thw).
+# layout "SBH": q_SBE, k_LBE, v_LBE; layout "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L), or
+# None. frame_attention: the same for one wide head in float32 as the VAE has it, outside the fused operator's
+# limits. layer_norm(x, weight, bias, eps) over the last dim, group_norm(x, groups, weight, bias, eps):
+# float32 statistics. gelu(x), the tanh form. conv2d(x, weight, bias, stride, padding), conv3d(x, weight,
+# bias, stride_thw, padding_thw).
 _KERNELS = {
     "attention": {"ascend": _attention_flash, "cpu": _attention_plain, "reference": _attention_plain},
     "frame_attention": _everywhere(_attention_plain),

@@ -1,5 +1,6 @@
-"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a choice to make;
-what depends on the device is in kernels.py."""
+"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a
+choice to make; what depends on the device is in kernels.py.
+"""
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -9,7 +10,9 @@ from mindspore.common.initializer import initializer as _initializer
 
 
 def parameter(shape: tuple[int, ...]) -> Parameter:
-    """A trainable float32 parameter of zeros; values come from a checkpoint or from common.noise.initial_weights."""
+    """A trainable float32 parameter of zeros; values come from a checkpoint or from
+    common.noise.initial_weights.
+    """
     return Parameter(_initializer("zeros", shape, mstype.float32))
 
 
@@ -31,6 +34,11 @@ def stack(tensors, dim: int) -> Tensor:
 def chunk(x: Tensor, chunks: int, dim: int):
     """Cut into `chunks` equal parts along dim."""
     return _ops.chunk(x, chunks, dim)
+
+
+def unstack(x: Tensor, dim: int):
+    """The slices along dim, without it; the inverse of stack."""
+    return _ops.unstack(x, dim)
 
 
 def zeros(shape, like: Tensor) -> Tensor:
@@ -66,7 +74,7 @@ def nearest_2x(x_NCHW: Tensor) -> Tensor:
 
 def linear_2x(x_BCTHW: Tensor) -> Tensor:
     """Linear interpolation to twice the height and width (half-pixel centres)."""
-    B, C, T, H, W = x_BCTHW.shape
+    T, H, W = x_BCTHW.shape[2:]
     return _ops.interpolate(x_BCTHW, size=(T, 2 * H, 2 * W), mode="trilinear")
 
 
@@ -106,7 +114,9 @@ def clamp(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def std(x: Tensor) -> Tensor:
-    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become 1."""
+    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become
+    1.
+    """
     return _ops.std(x, tuple(range(1, x.ndim)), 1, True)
 
 

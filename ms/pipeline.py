@@ -1,9 +1,10 @@
 """Text to video: prepare the text, denoise latents by a sampler's table, decode.
 
-Noise is drawn in NumPy and handed in, and every coefficient comes from the table, so both trees make the same video.
+Noise is drawn in NumPy and handed in, and every coefficient comes from the table, so both trees make the same
+video.
 
-Shapes: B videos denoised together, G = 2B under guidance (unconditional first) else B; C channels, T frames, H height,
-W width of the latents; L text tokens, R table rows.
+Shapes: B videos denoised together, G = 2B under guidance (unconditional first) else B; C channels, T frames,
+H height, W width of the latents; L text tokens, R table rows.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,9 @@ class Step(NamedTuple):
 class Denoiser(nn.Cell):
     """One row of a sampler's table as one graph: model, guidance, multiply-adds."""
 
-    def __init__(self, transformer: Transformer, guidance_scale: float, guidance_rescale: float, num_past: int):
+    def __init__(
+        self, transformer: Transformer, guidance_scale: float, guidance_rescale: float, num_past: int
+    ):
         super().__init__(auto_prefix=False)
         self.transformer = transformer
         self.guidance_scale = guidance_scale
@@ -59,12 +62,16 @@ class Denoiser(nn.Cell):
         sin_S13P: Tensor,
         keep_video: tuple | None,
     ) -> tuple:
-        """(next latents, anchor, remembered predictions, raw output); row holds one row of the table in float32."""
+        """(next latents, anchor, remembered predictions, raw output); row holds one row of the table in
+        float32.
+        """
         model_input = ops.cast_like(row[0] * x_BCTHW, text_kv[0])
         if self.guided:
             model_input = ops.cat((model_input, model_input), 0)
         output_GCTHW = ops.to_float32(
-            self.transformer(model_input, features_GF, text_kv, keep_text_G11L, cos_S13P, sin_S13P, keep_video)
+            self.transformer(
+                model_input, features_GF, text_kv, keep_text_G11L, cos_S13P, sin_S13P, keep_video
+            )
         )
         output_BCTHW = self.guide(output_GCTHW) if self.guided else output_GCTHW
 
@@ -76,7 +83,9 @@ class Denoiser(nn.Cell):
         return next_BCTHW, anchor_BCTHW, past[: self.num_past - 1], output_GCTHW
 
     def guide(self, output_GCTHW: Tensor) -> Tensor:
-        """Classifier-free guidance (arXiv:2207.12598), rescaled against over-exposure (arXiv:2305.08891, section 3.4)."""
+        """Classifier-free guidance (arXiv:2207.12598), rescaled against over-exposure (arXiv:2305.08891,
+        section 3.4).
+        """
         empty, text = ops.chunk(output_GCTHW, 2, 0)
         guided = empty + self.guidance_scale * (text - empty)
         if self.guidance_rescale == 0.0:
@@ -86,7 +95,9 @@ class Denoiser(nn.Cell):
 
 
 def table_rows(table: SamplerTable) -> np.ndarray:
-    """The table as float32 rows for `Denoiser`: input scale, prediction, sample, anchor, noise, set anchor, past."""
+    """The table as float32 rows for `Denoiser`: input scale, prediction, sample, anchor, noise, set anchor,
+    past.
+    """
     scalars = (
         table.input_scale_R,
         table.pred_sample_R,
@@ -101,7 +112,9 @@ def table_rows(table: SamplerTable) -> np.ndarray:
 
 
 def seeded_noise(shape: tuple, seeds: list[int]) -> Callable[[int], np.ndarray]:
-    """Noise (B,C,T,H,W) by draw index, video b from seeds[b] alone: how videos are batched does not change them."""
+    """Noise (B,C,T,H,W) by draw index, video b from seeds[b] alone: how videos are batched does not change
+    them.
+    """
 
     def draw(index: int) -> np.ndarray:
         return np.stack([normal(shape[1:], seed, index) for seed in seeds])
@@ -124,20 +137,22 @@ def denoise(
     """Latents (B,C,T,H,W) float32.
 
     Args:
-        text_GLC, keep_text_GL: text states and mask; under guidance (scale other than 1) the B unconditional rows
+        text_GLC, keep_text_GL: text states and mask; under guidance (scale other than 1) the B unconditional
+        rows
             stand before the B prompts.
         latent_shape: (B, C, T, H, W).
-        noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise do not ask for one.
-        callback: called after every model evaluation.
-        dtype: of the transformer's parameters.
+        noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise do not ask for
+        one. callback: called after every model evaluation. dtype: of the transformer's parameters.
     """
     B, _, T, H, W = latent_shape
     G = B if guidance_scale == 1.0 else 2 * B
     if len(text_GLC) != G:
-        raise ValueError(f"denoise: {len(text_GLC)} rows of text for {B} videos at guidance {guidance_scale}; wanted {G}")
+        raise ValueError(
+            f"denoise: {len(text_GLC)} rows of text for {B} videos at guidance {guidance_scale}; wanted {G}"
+        )
     states, keep_text = text_inputs(text_GLC, keep_text_GL)
     grid = grid_inputs(transformer.config, (T, H, W), G, None, dtype)
-    keep_video = None if grid.keep_video is None else tuple(runtime.to_tensor(k) for k in grid.keep_video)
+    keep_video = grid.keep_video and runtime.varying(tuple(runtime.to_tensor(k) for k in grid.keep_video))
     fixed = (
         None if keep_text is None else runtime.to_tensor(keep_text),
         runtime.to_tensor(grid.cos_S13P),
@@ -148,15 +163,16 @@ def denoise(
     denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, num_past)
     rows, features = table_rows(table), timestep_features(table.timesteps_R)
     with runtime.inference():
-        text_kv = TextProjection(transformer)(runtime.to_tensor(states, dtype))
+        text_kv = runtime.varying(TextProjection(transformer)(runtime.to_tensor(states, dtype)))
         x = runtime.to_tensor((table.init_noise_sigma * noise(0)).astype(np.float32))
         still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
         anchor, past = still, (still,) * (num_past - 1)
         for r in range(len(table)):
             fresh = runtime.to_tensor(noise(r + 1)) if table.draws_noise_R[r] else still
             features_GF = runtime.to_tensor(np.repeat(features[r : r + 1], G, axis=0))
+            row = runtime.to_tensor(rows[r])
             x, anchor, past, output = denoiser(
-                x, anchor, past, fresh, runtime.to_tensor(rows[r]), features_GF, text_kv, *fixed
+                x, anchor, runtime.varying(past), fresh, row, features_GF, text_kv, *fixed
             )
             if callback is not None:
                 callback(Step(r, len(table), float(table.timesteps_R[r]), x, output))
@@ -164,10 +180,12 @@ def denoise(
 
 
 def decode(vae: WFVAE, latent_BCTHW: Tensor, chunk_frames: int = 0) -> np.ndarray:
-    """Pixels (B,3,T,H,W) float32, about [-1, 1], of the transformer's latents; chunk_frames as in WFVAE.decode."""
+    """Pixels (B,3,T,H,W) float32, about [-1, 1], of the transformer's latents; chunk_frames as in
+    WFVAE.decode.
+    """
     channels = vae.config.latent_dim
     scale, shift = (
-        runtime.to_tensor(np.broadcast_to(np.float32(values), (channels,)).copy())
+        runtime.to_tensor(np.broadcast_to(np.asarray(values, np.float32), (channels,)).copy())
         for values in (vae.config.scale, vae.config.shift)
     )
     with runtime.inference():

@@ -1,4 +1,6 @@
-"""A clip through the VAE and back, with PSNR and SSIM: python -m ms.reconstruct CONFIG input=clip.mp4 [key=value ...]"""
+"""A clip through the VAE and back, with PSNR and SSIM: python -m ms.reconstruct CONFIG input=clip.mp4
+[key=value ...]
+"""
 
 from pathlib import Path
 
@@ -49,7 +51,9 @@ def reconstruct(config: ReconstructConfig) -> None:
         names = write_frames(folder, stem, restored_THWC, fps)
         names += write_frames(folder, f"{stem}_side_by_side", side_by_side(original_THWC, restored_THWC), fps)
         if config.save_tensors:
-            write_tensors(folder / f"{stem}.safetensors", frames_THWC=restored_THWC, original_THWC=original_THWC)
+            write_tensors(
+                folder / f"{stem}.safetensors", frames_THWC=restored_THWC, original_THWC=original_THWC
+            )
     cli.write_report(
         folder / f"{stem}.json",
         config,

@@ -1,4 +1,4 @@
-"""Devices, compilation, autograd and memory: everything around a model that the frameworks spell differently."""
+"""Devices, compilation, autograd and memory: what stands around a model and differs between frameworks."""
 
 import contextlib
 import platform
@@ -9,6 +9,7 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
+from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
 from common.checkpoint import check_weights, shapes_of
 
@@ -18,8 +19,8 @@ DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": msty
 
 
 def setup(device: str = "auto") -> str:
-    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms everything that
-    is called as a Cell is compiled to a graph from here on.
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
+    everything that is called as a Cell is compiled to a graph from here on.
 
     Returns:
         The device's name in the kernels table.
@@ -38,7 +39,17 @@ def setup(device: str = "auto") -> str:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device: {device} is not available ({reason}); use device=cpu") from None
+    if device == "ascend":
+        _refuse_first_ascend(MSContext.get_instance().get_ascend_soc_version())
     return device
+
+
+def _refuse_first_ascend(soc_version: str) -> None:
+    if soc_version.lower() == "ascend910":
+        raise ValueError(
+            "device: this is a first-generation Ascend 910, which has no FlashAttentionScore; "
+            "an Atlas A2 (910B) or newer is needed"
+        )
 
 
 def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
@@ -68,7 +79,8 @@ def load_weights(model: nn.Cell, weights: Mapping, where: str) -> None:
     """Copy NumPy weights into a model.
 
     Raises:
-        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is copied.
+        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is
+        copied.
     """
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
@@ -109,6 +121,11 @@ def compiled(function: Callable, *models: nn.Cell) -> Callable:
     return _Function(function, models)
 
 
+def varying(tensors: tuple) -> tuple:
+    """A tuple for a graph whose tensors change between calls; a plain one's are constants to MindSpore."""
+    return mindspore.mutable(tensors) if tensors else tensors  # an empty one ran into wrong buffers
+
+
 def value_and_grad(function: Callable, model: nn.Cell) -> Callable:
     """A function of the same arguments that returns (value, gradients by parameter name)."""
     params = trainable(model)
@@ -137,7 +154,7 @@ def device_name(device: str) -> str:
     """What the device calls itself."""
     if device == "cpu":
         return platform.processor() or platform.machine()
-    return mindspore.hal.get_device_name()
+    return mindspore.hal.get_device_name(mindspore.get_context("device_id"))
 
 
 def versions() -> dict:

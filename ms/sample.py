@@ -21,12 +21,11 @@ from .loading import load_transformer, load_vae
 from .pipeline import decode, denoise, seeded_noise
 from .text import TextEncoder
 from .transformer import Transformer
-from .vae import WFVAE
 
 USAGE = """
 python -m ms.sample CONFIG [key=value ...]
     python -m ms.sample configs/sample_demo.yaml prompt="a red ball rolls over grass" seed=7
-    msrun --worker_num 4 --local_worker_num 4 python -m ms.sample CONFIG prompt=prompts.txt   (one prompt per line)
+    msrun --worker_num 4 --local_worker_num 4 python -m ms.sample CONFIG prompt=prompts.txt
 """
 
 
@@ -66,7 +65,8 @@ def sample(config: SampleConfig) -> None:
 
 
 def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width: int) -> tuple:
-    """Text states and mask of the negative prompt (row 0) and every prompt, as NumPy; the encoder is freed again.
+    """Text states and mask of the negative prompt (row 0) and every prompt, as NumPy; the encoder is freed
+    again.
 
     Raises:
         ValueError: the encoder is not as wide as the transformer's captions.
@@ -105,20 +105,29 @@ def run_denoiser(
 ):
     """Latents of a batch, with a progress bar."""
     with tqdm(total=len(table), desc=batch[0].stem, unit="step", disable=not show) as bar:
+        states, keep = text
         return denoise(
             transformer,
             table,
-            *text,
+            states,
+            keep,
             shape,
             seeded_noise(shape, [job.seed for job in batch]),
             config.sampler.guidance_scale,
             config.sampler.guidance_rescale,
-            lambda step: bar.update(),
+            lambda step: advance(bar),
             config.dtype,
         )
 
 
-def report(config: SampleConfig, job: Job, names: list[str], watch: cli.Stopwatch, device: str, folder: Path) -> None:
+def advance(bar: tqdm) -> None:
+    """One step done."""
+    bar.update()
+
+
+def report(
+    config: SampleConfig, job: Job, names: list[str], watch: cli.Stopwatch, device: str, folder: Path
+) -> None:
     """Write what made a video beside it, and say where it is."""
     cli.write_report(
         folder / f"{job.stem}.json",

@@ -2,13 +2,15 @@
 
     patchify -> [self-attention, cross-attention, feed-forward] x layers -> unpatchify
 
-Text is projected to keys and values by `TextProjection`, once per prompt; the denoiser takes them as inputs. What
-depends on the grid only (rotary tables, masks) and the timestep's sinusoids come from common/ as inputs too, so a graph
-compiled for a token count serves every grid of that count.
+Text is projected to keys and values by `TextProjection`, once per prompt; the denoiser takes them as inputs.
+What depends on the grid only (rotary tables, masks) and the timestep's sinusoids come from common/ as inputs
+too, so no position is a constant of the graph.
 
-Shapes: B batch, C channels, T frames, H height, W width (latent cells); S video tokens (padded), L text tokens,
-E width, F timestep features, P rotation pairs, K skip stride.
+Shapes: B batch, C channels, T frames, H height, W width (latent cells); S video tokens (padded), L text
+tokens, E width, F timestep features, P rotation pairs, K skip stride.
 """
+
+from typing import Any
 
 from mindspore import Tensor, nn
 
@@ -23,7 +25,9 @@ NUM_TIME_FEATURES = 256
 
 
 class PatchEmbed2D(nn.Cell):
-    """Latent frames (B,C,T,H,W) -> tokens (T*H*W/p^2, B, E) in raster order, by a p x p convolution of stride p."""
+    """Latent frames (B,C,T,H,W) -> tokens (T*H*W/p^2, B, E) in raster order, by a p x p convolution of stride
+    p.
+    """
 
     def __init__(self, in_channels: int, width: int, patch: int):
         super().__init__()
@@ -73,7 +77,9 @@ class TimestepEmbedder(nn.Cell):
 
 
 class AdaLayerNormSingle(nn.Cell):
-    """One modulation for all blocks (PixArt-alpha, arXiv:2310.00426): (6,B,E), and the embedding it came from."""
+    """One modulation for all blocks (PixArt-alpha, arXiv:2310.00426): (6,B,E), and the embedding it came
+    from.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -131,7 +137,7 @@ class FeedForward(nn.Cell):
 
 
 class Block(nn.Cell):
-    """Self-attention and feed-forward under the timestep's modulation, cross-attention between them without."""
+    """Self-attention and feed-forward modulated by the timestep, cross-attention between them not."""
 
     def __init__(self, num_heads: int, head_dim: int, arrangement: str, stride: int, eps: float):
         super().__init__()
@@ -165,7 +171,7 @@ class Block(nn.Cell):
 
 
 class Transformer(nn.Cell):
-    """Predicts noise, velocity or clean latents (as it was trained) from noisy latents, a timestep and text."""
+    """Predicts noise, velocity or clean latents, as it was trained, from latents, timestep and text."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -251,7 +257,7 @@ def arrangement_mask(keep_video: tuple, arrangement: str) -> Tensor:
 
 
 def to_native(x_SBE: Tensor, length: int, stride: int) -> Tensor:
-    """Pad raster-ordered tokens with zeros to `length` and store them natively, "(n m j) b e -> (m n j) b e"."""
+    """Pad raster tokens with zeros to `length`, store them natively: "(n m j) b e -> (m n j) b e"."""
     S, B, E = x_SBE.shape
     if stride == 1:
         return x_SBE
@@ -273,11 +279,11 @@ class TextProjection(nn.Cell):
     def __init__(self, transformer: Transformer):
         super().__init__(auto_prefix=False)
         self.caption_projection = transformer.caption_projection
-        self.blocks = transformer.transformer_blocks
+        self.blocks: Any = transformer.transformer_blocks
 
     def construct(self, text_BLC: Tensor) -> tuple:
         text_LBE = self.caption_projection(text_BLC).permute(1, 0, 2)
         text_kv = ()
         for block in self.blocks:
-            text_kv = text_kv + block.attn2.project(text_LBE)
+            text_kv = (*text_kv, block.attn2.to_k(text_LBE), block.attn2.to_v(text_LBE))
         return text_kv

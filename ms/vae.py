@@ -1,7 +1,7 @@
-"""WF-VAE (arXiv:2411.17459): wavelet bands of the clip flow past the convolutional trunk of encoder and decoder.
+"""WF-VAE (arXiv:2411.17459): wavelet bands of the clip flow past the trunk of encoder and decoder.
 
-Encoder and decoder run a clip whole, or as a stream of chunks whose causal state is a tuple of tensors handed from call
-to call (see vae_blocks); with LayerNorm both give the same numbers for every length.
+Encoder and decoder run a clip whole, or as a stream of chunks whose causal state is a tuple of tensors handed
+from call to call (see vae_blocks); with LayerNorm both give the same numbers for every length.
 
 Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
 """
@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 
 from common.models import VAEConfig
 
-from . import ops
+from . import ops, runtime
 from .layers import normalize
 from .vae_blocks import (
     ATTENTIONS,
@@ -145,8 +145,8 @@ class Decoder(nn.Cell):
         self.inverse_wavelet_transform_l1 = WAVELETS[config.l1_upsample_wavelet]()
         self.inverse_wavelet_transform_l2 = WAVELETS[config.l2_upsample_wavelet]()
         self.inverse_wavelet_transform_out = InverseHaarWaveletTransform3D()
-        self.delay_l1 = double_l1.delay if config.l1_is_3d else 0
-        self.delay_l2 = double_l2.delay
+        self.delay_l2: int = double_l2.delay
+        self.delay_l1: int = self.delay_l2 if config.l1_is_3d else 0
         self.counts = (
             self.conv_in.num_pasts,
             count_pasts(self.mid),
@@ -187,7 +187,7 @@ def add_to_low_band(coeffs_BCTHW: Tensor, low_BCTHW: Tensor) -> Tensor:
 
 
 def hold(x_BCTHW: Tensor, past: tuple, delay: int, first: bool, last: bool) -> tuple:
-    """Keep `delay` frames back until the next chunk, so that this path stays in step with a delayed upsampler."""
+    """Keep `delay` frames back until the next chunk: this path runs beside a delayed upsampler."""
     if delay == 0:
         return x_BCTHW, ()
     if not first:
@@ -216,7 +216,8 @@ class WFVAE(nn.Cell):
         """Moments (B,2Z,T',H/8,W/8) of pixels in [-1, 1]; T must be a multiple of the time stride plus one.
 
         Args:
-            chunk_frames: pixel frames per chunk after the first (which holds one more), 0 for the whole clip at once.
+            chunk_frames: pixel frames per chunk after the first (which holds one more), 0 for the whole clip
+            at once.
         """
         check_clip(self.config, x_BCTHW.shape)
         return run_chunks(
@@ -227,15 +228,16 @@ class WFVAE(nn.Cell):
         """Pixels of latents.
 
         Args:
-            chunk_frames: latent frames per chunk after the first (which holds one more), 0 for the whole clip at once.
+            chunk_frames: latent frames per chunk after the first (which holds one more), 0 for the whole clip
+            at once.
         """
         return run_chunks(self.decoder, z_BCTHW, chunk_frames, 1, self.config.norm_type)
 
 
 def run_chunks(coder: nn.Cell, x_BCTHW: Tensor, chunk_frames: int, multiple: int, norm_type: str) -> Tensor:
-    """Feed a clip through an encoder or decoder, whole (chunk_frames 0) or as a stream, and join what comes out."""
+    """Feed a clip through encoder or decoder, whole (chunk_frames 0) or as a stream, and join the parts."""
     T = x_BCTHW.shape[2]
-    if chunk_frames == 0 or T <= 1 + chunk_frames:
+    if chunk_frames == 0 or 1 + chunk_frames >= T:
         return coder(x_BCTHW, (), True, True)[0]
     if norm_type == "groupnorm":
         raise ValueError(
@@ -246,7 +248,7 @@ def run_chunks(coder: nn.Cell, x_BCTHW: Tensor, chunk_frames: int, multiple: int
         raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
     parts, past, start = [], (), 0
     for end in [*range(1 + chunk_frames, T, chunk_frames), T]:
-        part, past = coder(x_BCTHW[:, :, start:end], past, start == 0, end == T)
+        part, past = coder(x_BCTHW[:, :, start:end], runtime.varying(past), start == 0, end == T)
         parts.append(part)
         start = end
     return ops.cat(parts, 2)

@@ -1,11 +1,14 @@
 """Building blocks of the causal video VAEs, each able to run a clip whole or as a stream of chunks.
 
-A temporal layer is called `layer(x, past, first, last) -> (y, future)`: `past` holds the tensors its previous chunk
-returned as `future` (empty when `first`), `num_pasts` of them; nothing is hidden in the layer, and a whole clip is the
-stream of one chunk, first and last. Frame-wise layers are called `layer(x)`.
+A temporal layer is called `layer(x, past, first, last) -> (y, future)`: `past` holds the tensors its previous
+chunk returned as `future` (empty when `first`), `num_pasts` of them; nothing is hidden in the layer, and a
+whole clip is the stream of one chunk, first and last. Frame-wise layers are called `layer(x)`.
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 from mindspore import Tensor, nn
 
@@ -14,8 +17,10 @@ from .kernels import kernel
 from .layers import Conv2d, Conv3d, batch_to_frames, frames_to_batch, normalize
 
 
-def stream(layers: nn.CellList, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
-    """Run layers in order, temporal and frame-wise alike, handing each its share of `past`; also returns the future."""
+def stream(layers: Iterable[Any], x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
+    """Run layers in order, temporal and frame-wise alike, handing each its share of `past`; also returns the
+    future.
+    """
     future = ()
     start = 0
     for layer in layers:
@@ -29,7 +34,7 @@ def stream(layers: nn.CellList, x_BCTHW: Tensor, past: tuple, first: bool, last:
     return x_BCTHW, future
 
 
-def count_pasts(layers) -> int:
+def count_pasts(layers: Iterable[Any]) -> int:
     """How many tensors `stream` carries from one chunk to the next."""
     return sum(layer.num_pasts for layer in layers if layer.temporal)
 
@@ -42,8 +47,8 @@ def repeat_first(x_BCTHW: Tensor, times: int) -> Tensor:
 class CausalConv3d(nn.Cell):
     """Convolution that sees the present and the past; at the start of a clip the first frame is repeated.
 
-    Between chunks it keeps the last kernel - stride frames; chunks after the first must hold a multiple of the
-    stride.
+    Between chunks it keeps the last kernel - stride frames; chunks after the first must hold a multiple of
+    the stride.
     """
 
     temporal = True
@@ -172,8 +177,10 @@ def frame_tokens(x_BCTHW: Tensor) -> Tensor:
 
 
 class AttnBlock3D(AttnBlock3DFix):
-    """The attention of earlier releases, kept as it was trained: keys, values and result are read as (b t) c (h w)
-    although they lie as b (c t) (h w), which mixes channels with frames. Only the queries are transposed properly."""
+    """The attention of earlier releases, kept as it was trained: keys, values and result are read as (b t) c
+    (h w) although they lie as b (c t) (h w), which mixes channels with frames. Only the queries are
+    transposed properly.
+    """
 
     def construct(self, x_BCTHW: Tensor) -> Tensor:
         B, C, T, H, W = x_BCTHW.shape
@@ -255,8 +262,9 @@ class Spatial2xTime2x3DDownsample(nn.Cell):
 class TimeDoubler(nn.Cell):
     """T frames become 2T - 1: the first stands alone, the others are doubled, by repetition or linearly.
 
-    A linear frame needs its successor, so all but the last chunk come one frame short; `delay` says how many frames
-    a parallel path has to hold back to stay in step. The first of several chunks must hold at least two frames.
+    A linear frame needs its successor, so all but the last chunk come one frame short; `delay` says how many
+    frames a parallel path has to hold back to stay in step. The first of several chunks must hold at least
+    two frames.
     """
 
     temporal = True
@@ -281,9 +289,11 @@ class TimeDoubler(nn.Cell):
 
 
 def double_linear(x_BCTHW: Tensor, past: tuple, last: bool) -> Tensor:
-    """Linear interpolation of frames to twice their number, half-pixel centres, ends repeated, on a stream of frames.
+    """Linear interpolation of frames to twice their number, half-pixel centres, ends repeated, on a stream of
+    frames.
 
-    Between neighbours a and b lie 3/4 a + 1/4 b and 1/4 a + 3/4 b; the clip's first and last frame stand at the ends.
+    Between neighbours a and b lie 3/4 a + 1/4 b and 1/4 a + 3/4 b; the clip's first and last frame stand at
+    the ends.
     """
     joined = ops.cat((past[0], x_BCTHW), 2) if len(past) else x_BCTHW
     parts = () if len(past) else (x_BCTHW[:, :, :1],)
@@ -311,7 +321,7 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         self.doubler = TimeDoubler(t_interpolation)
         self.conv = conv3x3x3(in_channels, out_channels)
         self.delay = self.doubler.delay
-        self.num_pasts = self.doubler.num_pasts + self.conv.num_pasts
+        self.num_pasts: int = self.doubler.num_pasts + self.conv.num_pasts
 
     def construct(self, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
         held = self.doubler.num_pasts

@@ -1,9 +1,10 @@
-"""Attention of the Skiparse transformer (arXiv:2412.00131): every arrangement is a view of the native token order.
+"""Attention of the Skiparse transformer (arXiv:2412.00131): every arrangement is a view of the native token
+order.
 
 Tokens lie in the order (m, n, j) of common/skiparse.py and stay there in every block, forward and backward.
 
-Shapes: S video tokens (padded), L text tokens, B batch, E width = N*D, N heads, D head width, P = D/6 rotation pairs,
-K skip stride.
+Shapes: S video tokens (padded), L text tokens, B batch, E width = N*D, N heads, D head width, P = D/6
+rotation pairs, K skip stride.
 """
 
 from torch import Tensor, nn
@@ -49,9 +50,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from video to text. Every query sees the same text, so Skiparse has nothing to rearrange here.
+    """Attention from video to text. Every query sees the same text, so Skiparse has nothing to rearrange
+    here.
 
-    Keys and values do not depend on the timestep: `project` makes them once per prompt.
+    Keys and values do not depend on the timestep: `TextProjection` makes them with `to_k` and `to_v`, once
+    per prompt, and hands them in.
     """
 
     def __init__(self, num_heads: int, head_dim: int):
@@ -64,9 +67,6 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([Linear(width, width)])
         self.attend = kernel("attention")
 
-    def project(self, text_LBE: Tensor) -> tuple:
-        return self.to_k(text_LBE), self.to_v(text_LBE)
-
     def forward(
         self, x_SBE: Tensor, key_LBE: Tensor, value_LBE: Tensor, keep_B11L: Tensor | None
     ) -> Tensor:
@@ -77,11 +77,11 @@ class CrossAttention(nn.Module):
 def rotate(x_SBE: Tensor, cos_S13P: Tensor, sin_S13P: Tensor, num_heads: int) -> Tensor:
     """Rotary embedding: each third of a head (t, h, w) is rotated by its halves, "s b (n 3 2 p)".
 
-    The product is taken in the precision of the tables (float32), and the result returns to the tokens' dtype.
+    The product is taken in the precision of the tables (float32), and the result returns to the tokens'
+    dtype.
     """
     S, B, E = x_SBE.shape
     x = x_SBE.reshape(S, B * num_heads, 3, 2, E // num_heads // 6)
-    x1 = x[:, :, :, 0]
-    x2 = x[:, :, :, 1]
+    x1, x2 = ops.unstack(x, 3)
     y = ops.stack((x1 * cos_S13P - x2 * sin_S13P, x2 * cos_S13P + x1 * sin_S13P), 3)
     return ops.cast_like(y.reshape(S, B, E), x_SBE)

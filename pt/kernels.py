@@ -1,9 +1,11 @@
-"""Operators with one implementation per device, chosen when a layer is built. Model code never asks what device it is on.
+"""Operators with one implementation per device, chosen when a layer is built. Model code never asks what
+device it is on.
 
-Every entry of one operator has the same signature; each is tested against the entry "reference". Masks are boolean with
-True = keep; an operator that wants them otherwise is told so here.
+Every entry of one operator has the same signature; each is tested against the entry "reference". Masks are
+boolean with True = keep; an operator that wants them otherwise is told so here.
 
-Shapes: S queries, L keys, B batch, E width = N*D, N heads, D head width; C channels, T frames, H height, W width.
+Shapes: S queries, L keys, B batch, E width = N*D, N heads, D head width; C channels, T frames, H height, W
+width.
 """
 
 import contextlib
@@ -18,7 +20,9 @@ _DEVICE: list[str] = []  # the innermost `on(...)`; empty outside
 
 @contextlib.contextmanager
 def on(device: str) -> Iterator[None]:
-    """Layers built inside use the kernels of `device`; how the Ascend graph is built and exported on a CPU host."""
+    """Layers built inside use the kernels of `device`; how the Ascend graph is built and exported on a CPU
+    host.
+    """
     _DEVICE.append(device)
     try:
         yield
@@ -60,7 +64,8 @@ def _attention_plain(
 def _attention_fused(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, num_heads: int, layout: str
 ) -> Tensor:
-    # Strided views go straight in; without a mask PyTorch picks flash attention, with one its memory-efficient kernel.
+    # Strided views go straight in; without a mask PyTorch picks flash attention, with one its
+    # memory-efficient kernel.
     q_BNSD, k_BNLD, v_BNLD = (_split_heads(x, num_heads, layout) for x in (q, k, v))
     return _merge_heads(F.scaled_dot_product_attention(q_BNSD, k_BNLD, v_BNLD, keep), q, layout)
 
@@ -108,10 +113,11 @@ def _everywhere(function: Callable) -> dict[str, Callable]:
 
 
 # attention(q, k, v, keep, num_heads, layout) -> like q
-#   layout "SBH": q_SBE, k_LBE, v_LBE; layout "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L), or None.
-# frame_attention: the same for one wide head in float32 as the VAE has it, outside the fused operator's limits.
-# layer_norm(x, weight, bias, eps) over the last dim, group_norm(x, groups, weight, bias, eps): float32 statistics.
-# gelu(x), the tanh form. conv2d(x, weight, bias, stride, padding), conv3d(x, weight, bias, stride_thw, padding_thw).
+# layout "SBH": q_SBE, k_LBE, v_LBE; layout "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L), or
+# None. frame_attention: the same for one wide head in float32 as the VAE has it, outside the fused operator's
+# limits. layer_norm(x, weight, bias, eps) over the last dim, group_norm(x, groups, weight, bias, eps):
+# float32 statistics. gelu(x), the tanh form. conv2d(x, weight, bias, stride, padding), conv3d(x, weight,
+# bias, stride_thw, padding_thw).
 _KERNELS = {
     "attention": {"cuda": _attention_fused, "cpu": _attention_fused, "reference": _attention_plain},
     "frame_attention": {"cuda": _attention_fused, "cpu": _attention_fused, "reference": _attention_plain},

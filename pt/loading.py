@@ -1,4 +1,8 @@
-"""Models from a `ModelSource`: built for a device, filled from a checkpoint or with random weights, cast, placed."""
+"""Models from a `ModelSource`: built for a device, filled from a checkpoint or with random weights, cast,
+placed.
+"""
+
+from typing import Any
 
 from torch import nn
 
@@ -24,17 +28,19 @@ def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str) ->
 
 def initialize(model: nn.Module, seed: int) -> None:
     """Draw every trainable parameter by its name; frozen constants (wavelet filters) keep their values."""
-    frozen = {name: runtime.to_numpy(p) for name, p in runtime.parameters(model).items() if not p.requires_grad}
+    frozen = {
+        name: runtime.to_numpy(p) for name, p in runtime.parameters(model).items() if not p.requires_grad
+    }
     shapes = {name: tuple(p.shape) for name, p in runtime.trainable(model).items()}
     runtime.load_weights(model, {**frozen, **initial_weights(shapes, seed)}, f"random weights of seed {seed}")
 
 
-def _load(cls: type, source: ModelSource, config: HubConfig, dtype: str, device: str, where: str):
-    weights = StoredWeights(source.path) if source.random_seed is None else None
+def _load(cls: type, source: ModelSource, config: HubConfig, dtype: str, device: str, where: str) -> Any:
+    weights = StoredWeights(source.path) if source.path is not None and source.random_seed is None else None
     with runtime.building(device):
         model = cls(config)
     if weights is None:
-        initialize(model, source.random_seed)
+        initialize(model, source.random_seed or 0)
     else:
         runtime.load_weights(model, weights, f"{where} {source.path}")
     return runtime.place(runtime.cast(model, dtype), device)

@@ -1,5 +1,6 @@
-"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a choice to make;
-what depends on the device is in kernels.py."""
+"""The framework's functions under one spelling (torch's), so that the twins read alike. Nothing here has a
+choice to make; what depends on the device is in kernels.py.
+"""
 
 import numpy as np
 import torch
@@ -9,7 +10,9 @@ from torch.nn import functional as F
 
 
 def parameter(shape: tuple[int, ...]) -> Parameter:
-    """A trainable float32 parameter of zeros; values come from a checkpoint or from common.noise.initial_weights."""
+    """A trainable float32 parameter of zeros; values come from a checkpoint or from
+    common.noise.initial_weights.
+    """
     return Parameter(torch.zeros(shape))
 
 
@@ -31,6 +34,11 @@ def stack(tensors, dim: int) -> Tensor:
 def chunk(x: Tensor, chunks: int, dim: int):
     """Cut into `chunks` equal parts along dim."""
     return torch.chunk(x, chunks, dim)
+
+
+def unstack(x: Tensor, dim: int):
+    """The slices along dim, without it; the inverse of stack."""
+    return torch.unbind(x, dim)
 
 
 def zeros(shape, like: Tensor) -> Tensor:
@@ -99,7 +107,9 @@ def clamp(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def std(x: Tensor) -> Tensor:
-    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become 1."""
+    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become
+    1.
+    """
     return torch.std(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 

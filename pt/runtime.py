@@ -1,4 +1,4 @@
-"""Devices, compilation, autograd and memory: everything around a model that the frameworks spell differently."""
+"""Devices, compilation, autograd and memory: what stands around a model and differs between frameworks."""
 
 import contextlib
 import platform
@@ -22,8 +22,8 @@ DTYPES = {
 
 
 def setup(device: str = "auto") -> str:
-    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms everything that
-    is called as a Cell is compiled to a graph from here on.
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
+    everything that is called as a Cell is compiled to a graph from here on.
 
     Returns:
         The device's name in the kernels table.
@@ -71,7 +71,8 @@ def load_weights(model: nn.Module, weights: Mapping, where: str) -> None:
     """Copy NumPy weights into a model.
 
     Raises:
-        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is copied.
+        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is
+        copied.
     """
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
@@ -97,6 +98,11 @@ def inference() -> contextlib.AbstractContextManager:
 def compiled(function: Callable, *models: nn.Module) -> Callable:
     """A function of tensors as one graph; name the models it uses."""
     return function
+
+
+def varying(tensors: tuple) -> tuple:
+    """A tuple for a graph whose tensors change between calls; a plain one's are constants to MindSpore."""
+    return tensors
 
 
 def value_and_grad(function: Callable, model: nn.Module) -> Callable:

@@ -1,7 +1,8 @@
-"""Haar wavelets of WF-VAE (arXiv:2411.17459, section 3.1): one matrix between 2x2x2 cells of pixels and 8 bands.
+"""Haar wavelets of WF-VAE (arXiv:2411.17459, section 3.1): one matrix from 2x2x2 pixels to 8 bands.
 
-A checkpoint carries the filters under names of their own, so they are frozen parameters here and the matrix is built
-from what was loaded. Bands are band-major: channel = band * C + c, in the order LLL, LLH, LHL, LHH, HLL, ... (t, h, w).
+A checkpoint carries the filters under names of their own, so they are frozen parameters here and the matrix
+is built from what was loaded. Bands are band-major: channel = band * C + c, in the order LLL, LLH, LHL, LHH,
+HLL, ... (t, h, w).
 
 Shapes: B batch, C channels, T frames, H height, W width.
 """

@@ -1,4 +1,6 @@
-"""Test session set-up: quiet frameworks, and TREE_ONLY=ms|pt to prove that one tree runs without the other's framework."""
+"""Test session set-up: quiet frameworks, and TREE_ONLY=ms|pt to prove that one tree runs without the other's
+framework.
+"""
 
 import importlib.abc
 import importlib.util
@@ -17,10 +19,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class Blocker(importlib.abc.MetaPathFinder):
-    """Pretends that the other tree's framework is not installed."""
+    """Pretends that packages are not installed: importing them fails, and asking for them finds nothing."""
 
     def __init__(self, *names: str):
         self.names = names
+        self.ask = importlib.util.find_spec
+
+    def install(self):
+        sys.meta_path.insert(0, self)
+        importlib.util.find_spec = self.find_none  # transformers asks before it imports
+
+    def find_none(self, name, package=None):
+        return None if name.split(".")[0] in self.names else self.ask(name, package)
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname.split(".")[0] in self.names:
@@ -28,22 +38,21 @@ class Blocker(importlib.abc.MetaPathFinder):
 
 
 if ONLY:
-    sys.meta_path.insert(0, Blocker(FRAMEWORK["pt" if ONLY == "ms" else "ms"], *(["mindone"] if ONLY == "pt" else [])))
+    Blocker(*{"ms": ["torch"], "pt": ["mindspore", "mindone"]}[ONLY]).install()
 
 
 def available(tree: str) -> bool:
     """Whether the framework of a tree can be imported here."""
-    try:
-        return importlib.util.find_spec(FRAMEWORK[tree]) is not None
-    except ModuleNotFoundError:
-        return False
+    return importlib.util.find_spec(FRAMEWORK[tree]) is not None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         for tree, framework in FRAMEWORK.items():
             if tree in item.keywords and not available(tree):
-                item.add_marker(pytest.mark.skip(reason=f"{framework} is not installed (or blocked by TREE_ONLY)"))
+                item.add_marker(
+                    pytest.mark.skip(reason=f"{framework} is not installed (or blocked by TREE_ONLY)")
+                )
 
 
 TREES = [pytest.param("ms", marks=pytest.mark.ms), pytest.param("pt", marks=pytest.mark.pt)]

@@ -1,6 +1,7 @@
 """ms/ and pt/ are one program in two dialects; this module holds the dialect.
 
-`python -m tools.mirror` writes the pt side of every twin from its ms side; the mirror test compares them as syntax trees.
+`python -m tools.mirror` writes the pt side of every twin from its ms side; the mirror test compares them as
+syntax trees.
 """
 
 import ast
@@ -33,7 +34,7 @@ class Skeleton(ast.NodeTransformer):
     def visit_Module(self, node: ast.Module) -> ast.AST:
         kept = (ast.FunctionDef, ast.ClassDef)
         node.body = [n for n in node.body if isinstance(n, kept) and not n.name.startswith("_")]
-        node.body.sort(key=lambda n: n.name)
+        node.body.sort(key=lambda n: getattr(n, "name", ""))
         return self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:

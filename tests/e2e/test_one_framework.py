@@ -1,0 +1,44 @@
+"""One tree alone: with the other tree's framework blocked, everything imports and a video comes out."""
+
+import importlib
+import os
+import sys
+
+import pytest
+
+from tests.e2e import test_command_lines as lines
+from tools.mirror import files
+
+ONLY = os.environ.get("TREE_ONLY", "")
+pytestmark = pytest.mark.skipif(not ONLY, reason="runs with TREE_ONLY=ms or TREE_ONLY=pt, as .ci/run does")
+OTHER = {"ms": ("torch",), "pt": ("mindspore", "mindone")}.get(ONLY, ())
+
+
+def test_the_other_framework_is_blocked():
+    for name in OTHER:
+        with pytest.raises(ModuleNotFoundError, match="blocked"):
+            importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", sorted(files("ms")))
+def test_every_module_imports(name):
+    importlib.import_module(f"{ONLY}.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__"))
+
+
+@lines.needs_encoder
+@pytest.mark.parametrize("command", ["sample", "reconstruct"])
+def test_a_command_line_runs(command, tmp_path, monkeypatch, capsys):
+    from tools.parity.cases import Tree
+
+    tree = Tree(ONLY)
+    if command == "sample":
+        settings = lines.sample_settings(tmp_path)
+    else:
+        clip = tmp_path / "clip.mp4"
+        lines.write_video(clip, lines.np.full((9, 48, 64, 3), 100, lines.np.uint8), 8)
+        settings = lines.reconstruct_settings(tmp_path, clip)
+    code, _, err = lines.run(
+        tree, command, lines.write(tmp_path, settings), monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert code == 0, err
+    assert not any(name in sys.modules for name in OTHER)

@@ -1,0 +1,47 @@
+"""Both trees against recorded computations of the reference, through the same code as `python -m tools.parity
+golden`.
+"""
+
+import pytest
+
+from tools.parity.cases import RUNNERS
+from tools.parity.golden import check_case
+from tools.parity.goldens import find_folder, read_manifest, select
+
+FOLDER = find_folder()
+QUICK_IN_MS = (  # compiled in seconds; the rest of the ms cases (32 layers, whole VAEs) are slow
+    "wavelets",
+    "diagonal_gaussian",
+    "skiparse_index",
+    "prepare_sparse_mask",
+    "rope3d",
+    "schedulers",
+    "captions",
+    "metrics_psnr_ssim",
+    "text_encoder_mt5",
+    "dit_block_n4_group",
+    "dit_block_n4_single",
+    "wfvae_nearest_f9",
+)
+
+
+def cases():
+    if FOLDER is None:
+        return [
+            pytest.param("ms", "none", marks=pytest.mark.skip(reason="no golden folder in this checkout"))
+        ]
+    manifest, parameters = read_manifest(FOLDER), []
+    for name in select(FOLDER):
+        if manifest[name]["component"] in RUNNERS:
+            slow = [] if name in QUICK_IN_MS else [pytest.mark.slow]
+            parameters.append(pytest.param("pt", name, marks=pytest.mark.pt, id=f"pt-{name}"))
+            parameters.append(pytest.param("ms", name, marks=[pytest.mark.ms, *slow], id=f"ms-{name}"))
+    return parameters
+
+
+@pytest.mark.parametrize(("tree", "name"), cases(), indirect=["tree"])
+def test_golden(tree, name):
+    result = check_case(tree, FOLDER, name)
+    failed = [v for v in result.verdicts if not v.passed]
+    assert result.verdicts
+    assert not failed, "\n".join(map(str, failed))

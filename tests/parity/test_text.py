@@ -1,0 +1,244 @@
+"""Text encoders: both trees equal the reference and each other; wrong directories are refused."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from common.text import TextConfig, model_dir, save_model, tokenize
+
+FRAMEWORK = {"ms": "mindspore", "pt": "torch"}
+DEVICE = {"ms": "CPU", "pt": "cpu"}
+TREES = [pytest.param(tree, marks=getattr(pytest.mark, tree)) for tree in FRAMEWORK]
+GOLDENS = [
+    Path(__file__).resolve().parents[3] / "shared" / "goldens",
+    Path(__file__).parents[1] / "goldens" / "data",
+]
+PROMPTS = [
+    "a red ball moves left over a blue floor",
+    "",
+    "Two green cubes, one small, turn slowly; a 2nd light flickers.",
+]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """The record, the model directory's content, and the arrays of the case text_encoder_mt5."""
+    folder = next((folder for folder in GOLDENS if (folder / "manifest.json").is_file()), None)
+    if folder is None:
+        pytest.skip(f"no reference goldens in {' or '.join(map(str, GOLDENS))}")
+    cases = json.loads((folder / "manifest.json").read_text())["cases"]
+    case = next(case for case in cases if case["name"] == "text_encoder_mt5")
+    data = load_file(folder / case["file"])
+    weights = {
+        name.removeprefix("weights."): array for name, array in data.items() if name.startswith("weights.")
+    }
+    return case, weights, data
+
+
+@pytest.fixture(params=["graph", "pynative"])
+def mode(request):
+    """MindSpore's mode as a program that uses the encoder may have set it."""
+    mindspore = pytest.importorskip("mindspore")
+    before = mindspore.get_context("mode")
+    mindspore.set_context(mode=getattr(mindspore, f"{request.param.upper()}_MODE"))
+    yield
+    mindspore.set_context(mode=before)
+
+
+def encoder_class(tree):
+    pytest.importorskip(FRAMEWORK[tree])
+    return importlib.import_module(f"{tree}.text").TextEncoder
+
+
+def run(tree, config, ids_BL, keep_BL):
+    states_BLE = to_numpy(encoder_class(tree)(config, DEVICE[tree])(ids_BL, keep_BL))
+    assert states_BLE.shape[:2] == ids_BL.shape
+    return states_BLE
+
+
+def to_numpy(tensor):
+    return tensor.asnumpy() if hasattr(tensor, "asnumpy") else tensor.numpy()
+
+
+def tiny_mt5(folder, rng):
+    """Make `folder` the directory of a small random mT5; returns its weights."""
+    width, heads, head, hidden, words = 32, 4, 8, 48, 100
+    config = {
+        "model_type": "mt5",
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": head,
+        "d_ff": hidden,
+        "num_layers": 2,
+    }
+    config |= {"num_heads": heads, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 32}
+    shapes = {"shared.weight": (words, width), "encoder.final_layer_norm.weight": (width,)}
+    for i in range(2):
+        attention, feed = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
+        shapes |= {f"{attention}.SelfAttention.{x}.weight": (heads * head, width) for x in "qkv"}
+        shapes |= {f"{attention}.SelfAttention.o.weight": (width, heads * head)}
+        shapes |= {f"{feed}.DenseReluDense.wi_{j}.weight": (hidden, width) for j in range(2)}
+        shapes |= {f"{feed}.DenseReluDense.wo.weight": (width, hidden)}
+        shapes |= {f"{layer}.layer_norm.weight": (width,) for layer in (attention, feed)}
+    shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, heads)
+    weights = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_model(folder, config, weights)
+    return weights
+
+
+def shard(folder, weights):
+    """Spread the weights of the model in `folder` over two files with an index."""
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        save_file(
+            {n: w for n, w in weights.items() if files[n] == file}, folder / file, metadata={"format": "pt"}
+        )
+    index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture
+def minilm():
+    config = TextConfig(kind="minilm", max_length=24)
+    try:
+        model_dir(config)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    return config
+
+
+@pytest.mark.pt
+def test_mt5_equals_reference_pt(golden):
+    check_golden("pt", golden)
+
+
+@pytest.mark.ms
+@pytest.mark.usefixtures("mode")
+def test_mt5_equals_reference_ms(golden):
+    check_golden("ms", golden)
+
+
+def check_golden(tree, golden):
+    case, weights, data = golden
+    encoder = encoder_class(tree).from_weights("mt5", case["full_config"], weights, DEVICE[tree])
+    assert encoder.width == case["config"]["d_model"]
+    got_BLE = to_numpy(encoder(data["in.input_ids"], data["in.attention_mask"].astype(bool)))
+    atol = case["outputs"]["last_hidden_state"]["suggested_atol"]
+    np.testing.assert_allclose(got_BLE, data["out.last_hidden_state"], rtol=0, atol=atol)
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+def test_minilm_agrees(minilm):
+    ids_BL, keep_BL, _ = tokenize(minilm, PROMPTS)
+    difference = abs(run("ms", minilm, ids_BL, keep_BL) - run("pt", minilm, ids_BL, keep_BL))
+    assert difference[keep_BL].max() <= 1e-5
+    # The states of padding are ill conditioned: PyTorch's own are 6e-5 away from float64. Nothing reads them.
+    assert difference[~keep_BL].max() <= 1e-3
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+def test_sharded_mt5_agrees_beyond_the_last_bucket(tmp_path):
+    rng = np.random.default_rng(0)
+    shard(tmp_path, tiny_mt5(tmp_path, rng))
+    ids_BL = rng.integers(2, 100, (2, 150))  # buckets end at distance 128
+    keep_BL = np.arange(150) < np.array([[150], [17]])
+    config = TextConfig(kind="mt5", path=str(tmp_path), max_length=150)
+    want_BLE, got_BLE = run("pt", config, ids_BL, keep_BL), run("ms", config, ids_BL, keep_BL)
+    np.testing.assert_allclose(got_BLE, want_BLE, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_padding_changes_nothing(tree, minilm):
+    encoder = encoder_class(tree)(minilm, DEVICE[tree])
+    ids_BL, keep_BL, _ = tokenize(minilm, PROMPTS)
+    short = keep_BL.sum(1).max()
+    assert short < minilm.max_length
+    whole_BLE = to_numpy(encoder(ids_BL, keep_BL))[:, :short]
+    cut_BLE = to_numpy(encoder(ids_BL[:, :short], keep_BL[:, :short]))
+    keep_BL = keep_BL[:, :short]
+    np.testing.assert_allclose(whole_BLE[keep_BL], cut_BLE[keep_BL], rtol=0, atol=1e-5)
+
+
+def test_tokens_are_padded_and_nothing_is_cut(minilm):
+    ids_BL, keep_BL, cut = tokenize(minilm, PROMPTS)
+    assert ids_BL.shape == keep_BL.shape == (3, 24)
+    assert (ids_BL.dtype, keep_BL.dtype) == (np.int64, bool)
+    assert (ids_BL[~keep_BL] == 0).all()
+    assert keep_BL[1].sum() == 2  # the empty prompt: begin and end
+    assert cut == []
+
+
+def test_cut_words_are_reported(minilm):
+    long = "A Lighthouse " * 11 + "by the Sea"
+    ids_BL, keep_BL, cut = tokenize(minilm, ["short", long])
+    assert keep_BL[1].all()
+    assert cut == ["prompt 1 has 25 tokens, the text encoder takes 22; cut off: 'by the Sea'"]
+    assert ids_BL[1, -1] == ids_BL[0, keep_BL[0]][-1], "a cut prompt still ends with the end token"
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_incomplete_weights_are_refused(tree, tmp_path):
+    make = encoder_class(tree)
+    weights = tiny_mt5(tmp_path, np.random.default_rng(0))
+    del weights["encoder.block.1.layer.0.SelfAttention.k.weight"]
+    save_model(tmp_path, json.loads((tmp_path / "config.json").read_text()), weights)
+    with pytest.raises(
+        ValueError, match=r"1 parameters are not in the weight files \(encoder.block.1.layer.0.Self.*fetch it"
+    ):
+        make(TextConfig(kind="mt5", path=str(tmp_path)), DEVICE[tree])
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_wrong_directories_are_refused(tree, tmp_path):
+    make = encoder_class(tree)
+
+    def refuses(message, kind="mt5", **changes):
+        with pytest.raises(ValueError, match=message):
+            make(TextConfig(kind=kind, path=str(tmp_path), **changes), DEVICE[tree])
+
+    refuses(r"no config.json; wanted a directory of kind mt5 .*: download it, or correct the key path")
+    weights = tiny_mt5(tmp_path, np.random.default_rng(0))
+    refuses(r"model_type 'mt5', kind minilm wants 'bert'; correct the key", kind="minilm")
+    shard(tmp_path, weights)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    refuses(r"1 of 2 shards are missing \(model-00002-of-00002.safetensors\); .*fetch")
+    (tmp_path / "model.safetensors.index.json").unlink()
+    refuses(r"no weights, wanted model.safetensors or .*; other formats are read only by tools/convert")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 64}))
+    refuses(
+        r"max_length is 65, the model has 64 positions; set max_length to at most 64",
+        kind="minilm",
+        max_length=65,
+    )
+    with pytest.raises(ValueError, match="unknown kind 'clip'; have mt5, minilm"):
+        make.from_weights("clip", {"model_type": "clip"}, {}, DEVICE[tree])
+
+
+def test_wrong_configs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="kind mt5 needs the directory of an mT5 model"):
+        TextConfig(kind="mt5")
+    with pytest.raises(ValueError, match="Input should be 'mt5' or 'minilm'"):
+        TextConfig.model_validate({"kind": "clip"})
+    with pytest.raises(ValueError, match="no such directory"):
+        tokenize(TextConfig(kind="mt5", path=str(tmp_path / "absent")), ["a"])
+    tiny_mt5(tmp_path, np.random.default_rng(0))
+    with pytest.raises(
+        ValueError, match=r"no tokenizer, wanted one of tokenizer.json, spiece.model, vocab.txt; copy"
+    ):
+        tokenize(TextConfig(kind="mt5", path=str(tmp_path)), ["a"])
+
+
+@pytest.mark.ms
+def test_bfloat16_on_cpu_is_refused_by_mindspore(minilm):
+    make = encoder_class("ms")
+    with pytest.raises(
+        ValueError, match=r"bfloat16 has no MindSpore kernels on CPU, .*; set dtype to float32"
+    ):
+        make(minilm.replace(dtype="bfloat16"), "CPU")

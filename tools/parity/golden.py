@@ -1,0 +1,80 @@
+"""`golden FOLDER --tree ms|pt`: run every recorded case with one tree and compare."""
+
+import fnmatch
+import functools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from .cases import Defect, Tree, run_case
+from .difference import FAIL, KNOWN_DEFECT, Verdict, judge
+from .goldens import Case, read_case
+
+TOLERANCES = Path(__file__).with_name("tolerances.yaml")
+
+
+class CaseResult(NamedTuple):
+    """All verdicts of one case; implemented is False where the tree has no such component yet."""
+
+    name: str
+    implemented: bool
+    verdicts: list[Verdict]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.implemented and all(verdict.passed for verdict in self.verdicts)
+
+
+def check_case(tree: Tree, folder: str | Path, name: str) -> CaseResult:
+    """Run a case and judge each of its outputs."""
+    start = time.perf_counter()
+    case = read_case(folder, name)
+    ours = run_case(tree, case)
+    if ours is None:
+        return CaseResult(name, False, [], time.perf_counter() - start)
+    recorded = dict(case.outputs)
+    if not recorded:  # a case without tensors: its runner reports what came out right
+        recorded = {key: np.ones_like(value) for key, value in ours.items()}  # type: ignore[arg-type]
+    verdicts = [
+        _judge(tree, case, output, ours.get(output), recorded.get(output)) for output in {**recorded, **ours}
+    ]
+    return CaseResult(name, True, verdicts, time.perf_counter() - start)
+
+
+def _judge(tree: Tree, case: Case, output: str, ours: Any, golden: np.ndarray | None) -> Verdict:
+    tolerance, why = tolerance_of(tree.name, case, output)
+    if ours is None:
+        return Verdict(output, FAIL, tolerance, None, "not computed")
+    if isinstance(ours, Defect):
+        tolerance = (
+            tolerance or _scale(ours.instead) * 2e-5
+        )  # nothing recorded: rounding of two orders of summation
+        verdict = judge(output, ours.ours, ours.instead, tolerance, ours.why)
+        return verdict._replace(verdict=KNOWN_DEFECT) if verdict.passed else verdict
+    if golden is None:
+        return Verdict(output, FAIL, tolerance, None, "not in the recording")
+    return judge(output, ours, golden, tolerance, why)
+
+
+def tolerance_of(tree: str, case: Case, output: str) -> tuple[float, str]:
+    """The absolute tolerance of an output and, where it is not the recorded one, the reason."""
+    suggested = case.tolerance(output)
+    for rule in _rules():
+        subjects = {"case": case.name, "output": output, "tree": tree}
+        if all(fnmatch.fnmatch(value, rule[key]) for key, value in subjects.items()):
+            allowed = max(float(rule.get("atol", 0.0)), suggested * float(rule.get("factor", 0.0)))
+            return (allowed, rule["why"]) if allowed > suggested else (suggested, "")
+    return suggested, ""
+
+
+def _scale(array: np.ndarray) -> float:
+    return float(np.abs(array).max())
+
+
+@functools.cache
+def _rules() -> list[dict[str, Any]]:
+    return yaml.safe_load(TOLERANCES.read_text())
