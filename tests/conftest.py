@@ -69,6 +69,6 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def tree(request):
     """A `Tree` on the CPU."""
-    from tools.parity.cases import Tree
+    from tools.parity.tree import Tree
 
     return Tree(request.param)

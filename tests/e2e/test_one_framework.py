@@ -28,7 +28,7 @@ def test_every_module_imports(name):
 @lines.needs_encoder
 @pytest.mark.parametrize("command", ["sample", "reconstruct"])
 def test_a_command_line_runs(command, tmp_path, monkeypatch, capsys):
-    from tools.parity.cases import Tree
+    from tools.parity.tree import Tree
 
     tree = Tree(ONLY)
     if command == "sample":

@@ -8,7 +8,7 @@ from common.noise import normal
 from common.rope import timestep_features
 from common.runs import SamplerConfig
 from tests.tiny import build, tiny_transformer_config
-from tools.parity.cases import Tree
+from tools.parity.tree import Tree
 
 PT = pytest.param("pt", marks=pytest.mark.pt)
 MS = pytest.param("ms", marks=pytest.mark.ms)

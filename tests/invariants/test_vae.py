@@ -5,7 +5,7 @@ import pytest
 
 from common.noise import normal
 from tests.tiny import build, tiny_vae_config
-from tools.parity.cases import Tree
+from tools.parity.tree import Tree
 
 PT = pytest.param("pt", marks=pytest.mark.pt)
 SLOW_MS = pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow])

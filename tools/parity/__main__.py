@@ -9,8 +9,8 @@ import sys
 from common.files import write_json
 
 from . import goldens
-from .cases import Tree
 from .golden import CaseResult, check_case
+from .tree import Tree
 
 
 def main() -> int:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from .cases import Defect, Tree, run_case
+from .cases import run_case
+from .cases.defect import Defect
 from .difference import FAIL, KNOWN_DEFECT, Verdict, judge
 from .goldens import Case, read_case
+from .tree import Tree
 
 TOLERANCES = Path(__file__).with_name("tolerances.yaml")
 

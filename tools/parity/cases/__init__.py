@@ -1,0 +1,47 @@
+"""How to compute each kind of golden case with one of our trees.
+
+Both trees have the same names, so one function serves both; it is found by the `component` of the case's
+record. A function returns our outputs by the golden's names. Outputs that record a defect of the reference
+are marked with what ours must equal instead.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tools.parity.goldens import Case
+from tools.parity.tree import Tree
+
+from .defect import Defect
+from .sampling import run_sampling, run_schedulers
+from .text import run_captions, run_metrics, run_text_encoder
+from .transformer import run_block, run_masks, run_pieces, run_rope, run_skiparse, run_transformer
+from .vae import run_posterior, run_vae, run_vae_blocks, run_vae_chunks, run_wavelets
+
+
+def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
+    """Our outputs of a case by name, or None when this kind of case is not implemented."""
+    runner = RUNNERS.get(case.record["component"])
+    return None if runner is None else runner(tree, case)
+
+
+RUNNERS: dict[str, Callable[[Tree, Case], dict[str, Any]]] = {
+    "wfvae": run_vae,
+    "wfvae-tiling": run_vae_chunks,
+    "vae-posterior": run_posterior,
+    "wavelet": run_wavelets,
+    "vae-blocks": run_vae_blocks,
+    "dit-t2v": run_transformer,
+    "dit-skiparse": lambda tree, case: (run_masks if "attention_bias" in case.inputs else run_skiparse)(
+        tree, case
+    ),
+    "dit-rope": run_rope,
+    "dit-pieces": run_pieces,
+    "dit-block": run_block,
+    "sampling-t2v": run_sampling,
+    "schedulers": run_schedulers,
+    "data-captions": run_captions,
+    "metrics": run_metrics,
+    "text-encoder": run_text_encoder,
+}

@@ -1,0 +1,13 @@
+"""What a case returns for an output in which the reference itself is wrong."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Defect(NamedTuple):
+    """An output in which the reference is wrong: ours must equal our own computation done another way."""
+
+    ours: np.ndarray
+    instead: np.ndarray
+    why: str

@@ -1,0 +1,40 @@
+"""One of our two trees, addressed by name: whatever is written against it runs in both."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Tree:
+    """One of the two trees; its modules load when first used."""
+
+    def __init__(self, name: str, device: str = "cpu"):
+        self.name = name
+        self.device = self.module("runtime").setup(device)
+
+    def module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.name}.{name}")
+
+    def __getattr__(self, name: str) -> Any:
+        return self.module(name)
+
+    def tensor(self, array: np.ndarray | None) -> Any:
+        return None if array is None else self.runtime.to_tensor(array)
+
+    def load(self, model: Any, weights: Arrays, where: str) -> Any:
+        self.runtime.load_weights(model, weights, where)
+        return self.runtime.place(model, self.device)
+
+    def call(self, function: Callable, *arguments: Any, models: tuple = ()) -> Any:
+        """A function of the tree, as one graph, on NumPy arrays (other arguments pass as they are)."""
+        tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        with self.runtime.inference():
+            result = self.runtime.compiled(function, *models)(*tensors)
+        return self.numpy(result)
+
+    def numpy(self, result: Any) -> Any:
+        return tuple(map(self.numpy, result)) if isinstance(result, tuple) else self.runtime.to_numpy(result)
