@@ -108,6 +108,11 @@ def exp(x: Tensor) -> Tensor:
     return _ops.exp(x)
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """Square root."""
+    return _ops.sqrt(x)
+
+
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
     """Limit every element to [low, high]."""
     return _ops.clamp(x, low, high)

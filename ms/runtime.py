@@ -1,13 +1,14 @@
 """Devices, compilation, autograd and memory: what stands around a model and differs between frameworks."""
 
 import contextlib
+import functools
 import platform
 import resource
 from collections.abc import Callable, Iterator, Mapping
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
@@ -136,6 +137,40 @@ def value_and_grad(function: Callable, model: nn.Cell) -> Callable:
         return value, dict(zip(params, grads, strict=True))
 
     return value_and_named_grads
+
+
+def assign(parameter: Parameter, value: Tensor) -> None:
+    """Overwrite a parameter in place, outside autograd."""
+    mindspore.ops.assign(parameter, value.astype(parameter.dtype))  # set_data does not reach a compiled graph
+
+
+def modules(model: nn.Cell) -> dict:
+    """All modules inside a model by their path."""
+    return {name: module for name, module in model.cells_and_names() if name}
+
+
+@contextlib.contextmanager
+def recording(model: nn.Cell, sink: Callable[[str, tuple, object], None]) -> Iterator[None]:
+    """Inside, every module of `model` that is called reports sink(name, arguments, result), innermost first.
+
+    MindSpore has hooks in PyNative mode only, so that is how the model runs inside.
+    """
+    handles = []
+    for name, cell in model.cells_and_names():
+        if name:
+            hook = functools.partial(_report, sink, name)
+            handles.append(cell.register_forward_hook(hook))
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        mindspore.set_context(mode=mindspore.GRAPH_MODE)
+        for handle in handles:
+            handle.remove()
+
+
+def _report(sink: Callable, name: str, cell: nn.Cell, arguments: tuple, result: object) -> None:
+    sink(name, arguments, result)
 
 
 def synchronize() -> None:

@@ -101,6 +101,11 @@ def exp(x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """Square root."""
+    return torch.sqrt(x)
+
+
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
     """Limit every element to [low, high]."""
     return torch.clamp(x, low, high)

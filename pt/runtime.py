@@ -1,6 +1,7 @@
 """Devices, compilation, autograd and memory: what stands around a model and differs between frameworks."""
 
 import contextlib
+import functools
 import platform
 import resource
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from common.checkpoint import check_weights, shapes_of
 
@@ -111,10 +113,43 @@ def value_and_grad(function: Callable, model: nn.Module) -> Callable:
 
     def value_and_named_grads(*args):
         value = function(*args)
-        grads = torch.autograd.grad(value, list(params.values()))
+        grads = torch.autograd.grad(value, list(params.values()), materialize_grads=True)
         return value.detach(), dict(zip(params, grads, strict=True))
 
     return value_and_named_grads
+
+
+@torch.no_grad()
+def assign(parameter: Parameter, value: Tensor) -> None:
+    """Overwrite a parameter in place, outside autograd."""
+    parameter.copy_(value)
+
+
+def modules(model: nn.Module) -> dict:
+    """All modules inside a model by their path."""
+    return {name: module for name, module in model.named_modules() if name}
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module, sink: Callable[[str, tuple, object], None]) -> Iterator[None]:
+    """Inside, every module of `model` that is called reports sink(name, arguments, result), innermost first.
+
+    MindSpore has hooks in PyNative mode only, so that is how the model runs inside.
+    """
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            hook = functools.partial(_report, sink, name)
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _report(sink: Callable, name: str, module: nn.Module, arguments: tuple, result: object) -> None:
+    sink(name, arguments, result)
 
 
 def synchronize() -> None:

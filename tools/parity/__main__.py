@@ -1,35 +1,96 @@
-"""python -m tools.parity golden FOLDER --tree ms|pt [--case GLOB] [--json FILE]
+"""Parity: do both trees compute what the reference computes, and the same as each other?
 
 Exit code 0: everything selected passed; 1: something differs or is not implemented; 2: could not run.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
-from common.files import write_json
+from common.checkpoint import StoredWeights
+from common.config import build, load
+from common.files import whole_file, write_json
+from common.models import TransformerConfig, VAEConfig, read_hub_config
 
-from . import goldens
+from . import goldens, recording, report
+from .audit import audit_keys, audit_tensors, sha256
+from .bisect import bisect
+from .compare import Comparison, compare
+from .dump import dump
 from .golden import CaseResult, check_case
+from .modes import modes
+from .plan import DumpConfig
+from .selftest import FAULTS, selftest
 from .tree import Tree
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.parity", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    golden = commands.add_parser(
-        "golden", help="compare one tree with recorded computations of the reference"
-    )
-    golden.add_argument("folder", help="manifest.json and safetensors files")
-    golden.add_argument("--tree", choices=("ms", "pt"), required=True)
-    golden.add_argument("--case", default="*", help="glob of case names")
-    golden.add_argument("--json", help="write the measurements to this file")
-    golden.set_defaults(run=run_golden)
-    arguments = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run; the exit code."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)  # key=value may stand anywhere
+    if any("=" not in word or word.startswith("-") for word in rest) or (rest and "config" not in arguments):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.override = rest
     try:
         return arguments.run(arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m tools.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run, help: str, *positional: str, tree: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        for word in positional:
+            sub.add_argument(word)
+        if tree:
+            sub.add_argument("--tree", choices=("ms", "pt"), required=True)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "golden", run_golden, "one tree against recorded computations of the reference", "folder", tree=True
+    )
+    sub.add_argument("--case", default="*", help="glob of case names")
+    sub.add_argument("--json", help="write the measurements to this file")
+    sub = command(
+        "dump", run_dump, "record what one tree computes; key=value changes the config", "config", tree=True
+    )
+    sub.add_argument("--out", required=True, help="safetensors file to write")
+    sub = command("compare", run_compare, "two recordings, tensor by tensor", "a", "b")
+    sub.add_argument("--oracle", help="a float64 recording of the pt tree; then A must be as good as B")
+    sub.add_argument("--select", default="*", help="glob of tensor names")
+    sub.add_argument("--json", help="write the measurements to this file")
+    sub.add_argument("--html", help="write a report to this file")
+    sub = command(
+        "bisect", run_bisect, "find the first module that is wrong on its own (needs both trees)", "config"
+    )
+    sub.add_argument("--a", choices=("ms", "pt"), default="ms", help="the tree that is trusted")
+    command("modes", run_modes, "one tree against itself, run in two ways", "config", tree=True)
+    command(
+        "selftest",
+        run_selftest,
+        "plant known faults; each must be found and named (needs both trees)",
+        "config",
+    )
+    sub = command(
+        "audit",
+        run_audit,
+        "does a checkpoint belong to a model, and is anything odd in it",
+        "checkpoint",
+        tree=True,
+    )
+    sub.add_argument("--model", choices=("transformer", "vae"), required=True)
+    sub.add_argument("--config", help="config.json; default: the one beside the weights")
+    return top
 
 
 def run_golden(arguments: argparse.Namespace) -> int:
@@ -48,8 +109,106 @@ def run_golden(arguments: argparse.Namespace) -> int:
     return 0 if passed == len(results) else 1
 
 
+def run_dump(arguments: argparse.Namespace) -> int:
+    config = load(DumpConfig, arguments.config, arguments.override)
+    made = dump(config, Tree(arguments.tree, config.device))
+    recording.write(arguments.out, made)
+    print(f"{arguments.out}: {len(made.tensors)} tensors, seconds per stage {made.facts['seconds']}")
+    return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    a, b = recording.read(arguments.a), recording.read(arguments.b)
+    oracle = recording.read(arguments.oracle) if arguments.oracle else None
+    result = compare(a, b, oracle, arguments.select)
+    if not result.rows:
+        raise ValueError(f"compare: no tensor matches {arguments.select!r}")
+    print_comparison(result)
+    if arguments.json:
+        rows = [
+            {**row._asdict(), "difference": row.difference and row.difference._asdict()}
+            for row in result.rows
+        ]
+        write_json(arguments.json, {"passed": result.passed, "facts": [a.facts, b.facts], "rows": rows})
+    if arguments.html:
+        with whole_file(arguments.html) as temporary:
+            temporary.write_text(report.page(a, b, result, (Path(arguments.a).name, Path(arguments.b).name)))
+    return 0 if result.passed else 1
+
+
+def print_comparison(result: Comparison) -> None:
+    """A line for each stage, one for each failed tensor (at most ten a stage), and the verdict."""
+    for stage in dict.fromkeys(row.name.partition("/")[0] for row in result.rows):
+        rows = [row for row in result.rows if row.name.startswith(f"{stage}/")]
+        failed, first = [row for row in rows if row.verdict != "pass"], result.first_failed(stage)
+        worst = max((row for row in rows if row.difference), key=lambda row: row.relative, default=None)
+        told = f"worst {worst.relative:.1e} in {worst.name}" if worst else ""
+        print(f"{stage:11} {len(rows) - len(failed):5} of {len(rows):5} agree; {told}")
+        for row in failed[:10]:
+            print(f"    {row.name}: {row.relative:.1e}, allowed {row.tolerance:.0e}  {row.note}")
+        if first is not None:
+            print(f"    first to differ: {first.name}")
+    agreeing = len(result.rows) - len(result.failed)
+    print(f"{'PASS' if result.passed else 'FAIL'}: {agreeing} of {len(result.rows)} tensors agree")
+
+
+def run_bisect(arguments: argparse.Namespace) -> int:
+    config = load(DumpConfig, arguments.config, arguments.override)
+    a, b = Tree(arguments.a, "cpu"), Tree({"ms": "pt", "pt": "ms"}[arguments.a], "cpu")
+    findings = bisect(config, a, b)
+    for f in findings:
+        at = "" if f.amplitude == 1.0 else f" at {f.amplitude:g} of the amplitude"
+        print(
+            f"{b.name} {f.name}: {f.relative:.1e} off{at}, allowed {f.tolerance:.0e}, given {a.name}'s inputs"
+        )
+    print(
+        f"{len(findings)} modules are wrong on their own"
+        + (f", the first is {findings[0].name}" if findings else "")
+    )
+    return 1 if findings else 0
+
+
+def run_modes(arguments: argparse.Namespace) -> int:
+    config = load(DumpConfig, arguments.config, arguments.override)
+    results = list(modes(config, Tree(arguments.tree, config.device)))
+    for r in results:
+        print(f"{r.verdict}  {r.name}: {r.relative:.1e}, allowed {r.tolerance:.0e}")
+    return 0 if all(r.verdict == "pass" for r in results) else 1
+
+
+def run_selftest(arguments: argparse.Namespace) -> int:
+    outcomes = []
+    for outcome in selftest(load(DumpConfig, arguments.config), Tree("ms", "cpu"), Tree("pt", "cpu")):
+        outcomes.append(outcome)
+        state = "found" if outcome.found else f"NOT FOUND, expected {outcome.fault.expected}"
+        print(f"{outcome.fault.name}: {outcome.fault.found_by} names {outcome.named}: {state}", flush=True)
+    found = sum(outcome.found for outcome in outcomes)
+    print(f"{found} of {len(FAULTS)} planted faults found and named")
+    return 0 if found == len(FAULTS) else 1
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    cls = TransformerConfig if arguments.model == "transformer" else VAEConfig
+    if arguments.config:
+        config = build(cls, json.loads(Path(arguments.config).read_text()), where=arguments.config)
+    else:
+        config = read_hub_config(cls, arguments.checkpoint)
+    weights = StoredWeights(arguments.checkpoint)
+    problems = audit_keys(Tree(arguments.tree, "cpu"), arguments.model, config, weights)
+    reports = audit_tensors(weights)
+    odd = [r for r in reports if r.odd]
+    for line in problems:
+        print(line)
+    for r in odd:
+        print(f"odd: {r.name} {r.shape} {r.dtype}: {', '.join(r.odd)}")
+    for name, digest in sha256(arguments.checkpoint).items():
+        print(f"sha256 {digest}  {name}")
+    print(f"{len(weights)} tensors, {len(problems)} keys wrong, {len(odd)} tensors odd")
+    return 1 if problems or odd else 0
+
+
 def describe(result: CaseResult) -> str:
-    """A case as text: one line, and one more for each output."""
+    """A golden case as text: one line, and one more for each output."""
     if not result.implemented:
         return f"{result.name}: not implemented"
     lines = [f"{result.name}: {'pass' if result.passed else 'FAIL'} ({result.seconds:.1f} s)"]
@@ -61,7 +220,7 @@ def describe(result: CaseResult) -> str:
 
 
 def as_record(result: CaseResult) -> dict:
-    """A case as JSON."""
+    """A golden case as JSON."""
     outputs = [
         {**v._asdict(), "difference": v.difference._asdict() if v.difference else None}
         for v in result.verdicts

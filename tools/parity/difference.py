@@ -1,8 +1,11 @@
 """How far two arrays are apart, and what to say about it."""
 
-from typing import NamedTuple
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 PASS, FAIL, KNOWN_DEFECT = "pass", "fail", "known-defect"
 
@@ -53,3 +56,9 @@ def judge(output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float, n
         return Verdict(output, FAIL, tolerance, None, f"shape {ours.shape}, expected {theirs.shape}")
     measured = difference(ours, theirs)
     return Verdict(output, PASS if measured.max_abs <= tolerance else FAIL, tolerance, measured, note)
+
+
+@functools.cache
+def tolerances() -> dict[str, Any]:
+    """tolerances.yaml: what may differ by how much, each with its reason."""
+    return yaml.safe_load(Path(__file__).with_name("tolerances.yaml").read_text())

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from .cases import run_case
 from .cases.defect import Defect
-from .difference import FAIL, KNOWN_DEFECT, Verdict, judge
+from .difference import FAIL, KNOWN_DEFECT, Verdict, judge, tolerances
 from .goldens import Case, read_case
 from .tree import Tree
-
-TOLERANCES = Path(__file__).with_name("tolerances.yaml")
 
 
 class CaseResult(NamedTuple):
@@ -79,4 +76,4 @@ def _scale(array: np.ndarray) -> float:
 
 @functools.cache
 def _rules() -> list[dict[str, Any]]:
-    return yaml.safe_load(TOLERANCES.read_text())
+    return tolerances()["goldens"]

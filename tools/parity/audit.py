@@ -1,0 +1,78 @@
+"""`audit CHECKPOINT --model CONFIG`: does a checkpoint belong to a model, and is there anything odd in it."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.checkpoint import StoredWeights, weight_files
+from common.models import HubConfig
+
+from .tree import Tree
+
+
+class TensorReport(NamedTuple):
+    """One tensor: its statistics and what is odd about it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    mean: float
+    std: float
+    largest: float
+    odd: list[str]
+
+
+def audit_keys(tree: Tree, kind: str, config: HubConfig, weights: StoredWeights) -> list[str]:
+    """Every missing, unexpected and misshapen key, one sentence each; empty if the checkpoint fits."""
+    cls = tree.transformer.Transformer if kind == "transformer" else tree.vae.WFVAE
+    expected = {name: tuple(p.shape) for name, p in tree.runtime.parameters(cls(config)).items()}
+    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in weights.shapes]
+    problems += [
+        f"unexpected {name} {shape}" for name, shape in weights.shapes.items() if name not in expected
+    ]
+    problems += [
+        f"misshapen {name}: file has {weights.shapes[name]}, model wants {shape}"
+        for name, shape in expected.items()
+        if name in weights.shapes and weights.shapes[name] != shape
+    ]
+    return problems
+
+
+def audit_tensors(weights: StoredWeights) -> list[TensorReport]:
+    """Statistics of every tensor; NaN, Inf, all zero, constant and dead rows are called odd."""
+    return [report(name, weights[name]) for name in weights]
+
+
+def report(name: str, array: np.ndarray) -> TensorReport:
+    wide = np.asarray(array, np.float64)
+    finite = wide[np.isfinite(wide)]
+    odd = []
+    for label, count in (("NaN", int(np.isnan(wide).sum())), ("Inf", int(np.isinf(wide).sum()))):
+        if count:
+            odd.append(f"{count} {label}")
+    if finite.size and not finite.any():
+        odd.append("all zero")
+    elif finite.size > 1 and (finite == finite[0]).all():
+        odd.append(f"constant {finite[0]:g}")
+    elif wide.ndim >= 2:
+        dead = int((~wide.reshape(len(wide), -1).any(axis=1)).sum())
+        if dead:
+            odd.append(f"{dead} dead rows")
+    mean, std, largest = (
+        (finite.mean(), finite.std(), np.abs(finite).max()) if finite.size else (0.0, 0.0, 0.0)
+    )
+    return TensorReport(name, array.shape, str(array.dtype), float(mean), float(std), float(largest), odd)
+
+
+def sha256(path: str | Path) -> dict[str, str]:
+    """Hash of every file that holds the weights."""
+    hashes = {}
+    for file in weight_files(path):
+        digest = hashlib.sha256()
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        hashes[file.name] = digest.hexdigest()
+    return hashes

@@ -1,0 +1,125 @@
+"""`compare A B [--oracle C]`: two recordings, tensor by tensor; which differ, and where it began."""
+
+import fnmatch
+from typing import NamedTuple
+
+import numpy as np
+
+from .difference import FAIL, PASS, Difference, difference, tolerances
+from .recording import Recording
+
+# A tensor this much smaller than the largest of its kind and stage is rounding where zero should be (the
+# gradient of a key's bias, which softmax cancels), and is measured by that.
+ZERO_BELOW = 1e-4
+PRECISION = ("float64", "float32", "float16", "bfloat16")  # finer first
+
+
+class Row(NamedTuple):
+    """One tensor of both recordings."""
+
+    name: str
+    verdict: str
+    difference: Difference | None
+    relative: (
+        float  # largest difference over the tensor's largest value, or error(A) over its bound with an oracle
+    )
+    tolerance: float
+    note: str = ""
+
+
+class Comparison(NamedTuple):
+    """All rows in A's order."""
+
+    rows: list[Row]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.verdict == FAIL]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and not self.failed
+
+    def first_failed(self, stage: str) -> Row | None:
+        """Where a stage began to differ: weights and inputs first, then activations in order of execution."""
+        kinds = ("weights.", "in.", "act.", "out.", "grad.", "param.")
+        failed = [row for row in self.failed if row.name.startswith(f"{stage}/")]
+        order = {row.name: i for i, row in enumerate(failed)}
+
+        def rank(row: Row) -> tuple[int, int]:
+            kind = row.name.partition("/")[2]
+            return next((i for i, k in enumerate(kinds) if k in kind), len(kinds)), order[row.name]
+
+        return min(failed, key=rank, default=None)
+
+
+def compare(a: Recording, b: Recording, oracle: Recording | None = None, select: str = "*") -> Comparison:
+    """Match names one to one and judge each; a name that one side lacks is a failure."""
+    names = [name for name in {**a.tensors, **b.tensors} if fnmatch.fnmatch(name, select)]
+    dtype = max((a.facts["dtype"], b.facts["dtype"]), key=PRECISION.index)
+    scales = _scales(a, b)
+    return Comparison([_row(name, a, b, oracle, dtype, scales.get(_kind(name), 0.0)) for name in names])
+
+
+def _row(name: str, a: Recording, b: Recording, oracle: Recording | None, dtype: str, scale: float) -> Row:
+    for label, recording in (("A", a), ("B", b), ("the oracle", oracle)):
+        if recording is not None and name not in recording.tensors:
+            return Row(name, FAIL, None, np.inf, 0.0, f"missing in {label}")
+    ours, theirs = a.tensors[name], b.tensors[name]
+    if ours.shape != theirs.shape:
+        return Row(name, FAIL, None, np.inf, 0.0, f"shape {ours.shape} in A, {theirs.shape} in B")
+    measured = difference(ours, theirs)
+    if oracle is not None:
+        return _against_oracle(name, ours, theirs, oracle.tensors[name], dtype, measured, scale)
+    rule = tolerance_of(name, dtype)
+    largest = max(_largest(ours), _largest(theirs), ZERO_BELOW * scale)
+    relative = measured.max_abs / largest if measured.max_abs else 0.0
+    verdict = PASS if relative <= rule["relative"] else FAIL
+    return Row(name, verdict, measured, relative, rule["relative"], "" if verdict == PASS else rule["why"])
+
+
+def _against_oracle(name, ours, theirs, truth, dtype, measured, scale) -> Row:
+    rule = tolerances()["oracle"]
+    if truth.shape != ours.shape:
+        return Row(name, FAIL, measured, np.inf, 0.0, f"shape {ours.shape}, the oracle has {truth.shape}")
+    error_a, error_b = difference(ours, truth).max_abs, difference(theirs, truth).max_abs
+    bound = rule["factor"] * error_b + rule["floor"].get(dtype, 0.0) * max(
+        _largest(truth), ZERO_BELOW * scale
+    )
+    relative = error_a / bound if bound else (0.0 if error_a == 0 else np.inf)
+    note = f"error of A {error_a:.1e}, of B {error_b:.1e}, bound {bound:.1e}"
+    return Row(name, PASS if error_a <= bound else FAIL, measured, relative, 1.0, note)
+
+
+def tolerance_of(name: str, dtype: str) -> dict:
+    """The first rule of tolerances.yaml that fits."""
+    for rule in tolerances()["stages"]:
+        if fnmatch.fnmatch(name, rule["name"]) and fnmatch.fnmatch(dtype, rule["dtype"]):
+            return rule
+    raise ValueError(f"tolerances.yaml has no rule for {name} in {dtype}")
+
+
+def drift(comparison: Comparison, stage: str) -> list[tuple[str, float]]:
+    """Relative difference of a stage's activations in order of execution."""
+    return [(row.name, row.relative) for row in comparison.rows if row.name.startswith(f"{stage}/act.")]
+
+
+def _kind(name: str) -> str:
+    """ "dit/grad.x.y" -> "dit/grad"; "op/linear/grad.x" -> "op/linear/grad"."""
+    stage, _, rest = name.rpartition("/")
+    return f"{stage}/{rest.partition('.')[0]}"
+
+
+def _scales(a: Recording, b: Recording) -> dict[str, float]:
+    """The largest value among all tensors of a kind and stage."""
+    scales: dict[str, float] = {}
+    for recording in (a, b):
+        for name, array in recording.tensors.items():
+            if np.issubdtype(array.dtype, np.floating):
+                scales[_kind(name)] = max(scales.get(_kind(name), 0.0), _largest(array))
+    return scales
+
+
+def _largest(array: np.ndarray) -> float:
+    finite = np.abs(np.asarray(array, np.float64)[np.isfinite(array)])
+    return float(finite.max(initial=0.0))
