@@ -251,6 +251,11 @@ def run_chunks(coder: nn.Module, x_BCTHW: Tensor, chunk_frames: int, multiple: i
         part, past = coder(x_BCTHW[:, :, start:end], runtime.varying(past), start == 0, end == T)
         parts.append(part)
         start = end
+    return runtime.compiled(join_frames)(runtime.varying(tuple(parts)))
+
+
+def join_frames(parts: tuple) -> Tensor:
+    """Chunks of a clip as one; as a graph, since MindSpore's eager Concat fails on float16 results of one."""
     return ops.cat(parts, 2)
 
 

@@ -8,6 +8,7 @@ import yaml
 from common.config import Config, build, load
 from common.models import TransformerConfig, VAEConfig
 from common.runs import ReconstructConfig, SampleConfig
+from tools.parity.plan import DumpConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,7 +110,8 @@ PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_presets_load_and_say_how_to_run_them(path):
-    kind = {"sample": SampleConfig, "reconstruct": ReconstructConfig}[path.stem.split("_")[0]]
+    kinds = {"sample": SampleConfig, "reconstruct": ReconstructConfig, "parity": DumpConfig}
+    kind = kinds[path.stem.split("_")[0]]
     load(kind, path)
     head = path.read_text().split("\n\n")[0]
     for word in ("command:", "hardware:", "result:"):

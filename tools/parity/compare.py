@@ -8,9 +8,6 @@ import numpy as np
 from .difference import FAIL, PASS, Difference, difference, tolerances
 from .recording import Recording
 
-# A tensor this much smaller than the largest of its kind and stage is rounding where zero should be (the
-# gradient of a key's bias, which softmax cancels), and is measured by that.
-ZERO_BELOW = 1e-4
 PRECISION = ("float64", "float32", "float16", "bfloat16")  # finer first
 
 
@@ -72,7 +69,7 @@ def _row(name: str, a: Recording, b: Recording, oracle: Recording | None, dtype:
     if oracle is not None:
         return _against_oracle(name, ours, theirs, oracle.tensors[name], dtype, measured, scale)
     rule = tolerance_of(name, dtype)
-    largest = max(_largest(ours), _largest(theirs), ZERO_BELOW * scale)
+    largest = max(_largest(ours), _largest(theirs), tolerances()["zero_below"][dtype] * scale)
     relative = measured.max_abs / largest if measured.max_abs else 0.0
     verdict = PASS if relative <= rule["relative"] else FAIL
     return Row(name, verdict, measured, relative, rule["relative"], "" if verdict == PASS else rule["why"])
@@ -83,9 +80,9 @@ def _against_oracle(name, ours, theirs, truth, dtype, measured, scale) -> Row:
     if truth.shape != ours.shape:
         return Row(name, FAIL, measured, np.inf, 0.0, f"shape {ours.shape}, the oracle has {truth.shape}")
     error_a, error_b = difference(ours, truth).max_abs, difference(theirs, truth).max_abs
-    bound = rule["factor"] * error_b + rule["floor"].get(dtype, 0.0) * max(
-        _largest(truth), ZERO_BELOW * scale
-    )
+    largest = max(_largest(truth), tolerances()["zero_below"][dtype] * scale)
+    floor = rule["floor_of_gradients" if "/grad." in name else "floor"].get(dtype, 0.0)
+    bound = rule["factor"] * error_b + floor * largest
     relative = error_a / bound if bound else (0.0 if error_a == 0 else np.inf)
     note = f"error of A {error_a:.1e}, of B {error_b:.1e}, bound {bound:.1e}"
     return Row(name, PASS if error_a <= bound else FAIL, measured, relative, 1.0, note)

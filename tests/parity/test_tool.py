@@ -1,0 +1,257 @@
+"""The parity tool itself: it passes what is equal, fails what is not, and says where."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.checkpoint import save_weights
+from common.config import load
+from tests.tiny import build, tiny_transformer_config, tiny_vae_config
+from tools.parity import recording
+from tools.parity.__main__ import main
+from tools.parity.bisect import bisect
+from tools.parity.compare import compare
+from tools.parity.difference import difference
+from tools.parity.dump import dump
+from tools.parity.goldens import find_folder
+from tools.parity.plan import DumpConfig
+from tools.parity.recording import Recorder, Recording, fingerprint
+from tools.parity.selftest import FAULTS, selftest
+from tools.parity.tree import Tree
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "parity_tiny.yaml"
+PT = pytest.param("pt", marks=pytest.mark.pt)
+FACTS = {"dtype": "float32"}
+
+
+def quick(*overrides):
+    return load(DumpConfig, CONFIG, ["device=cpu", "transformer.config.num_layers=5", *overrides])
+
+
+def made(**tensors):
+    return Recording({f"dit/{k.replace('__', '.')}": np.asarray(v) for k, v in tensors.items()}, FACTS)
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+def test_recordings_of_one_tree_are_equal_and_survive_the_disk(tree, tmp_path):
+    config = quick("stages=[op,block,vae,dit,sampler,train-step]")
+    first, second = dump(config, tree), dump(config, tree)
+    assert first.stages() == ["op", "block", "vae", "dit", "sampler", "train-step"]
+    recording.write(tmp_path / "a.safetensors", first)
+    again = recording.read(tmp_path / "a.safetensors")
+    assert list(again.tensors) == list(first.tensors), "the order of execution must survive"
+    result = compare(again, second)
+    assert result.passed
+    assert all(row.difference.max_abs == 0 for row in result.rows)
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+def test_every_kind_of_tensor_is_recorded(tree):
+    tensors = dump(quick("stages=[dit,train-step]"), tree).tensors
+    for name in (
+        "dit/weights.pos_embed.proj.weight",
+        "dit/in.x",
+        "dit/in.keep_group",
+        "dit/act.transformer_blocks.2.attn1.to_q",
+        "dit/act.transformer_blocks.4",
+        "dit/out.prediction",
+        "dit/grad.transformer_blocks.3.attn2.to_v.weight",
+        "train-step/out.loss_3",
+        "train-step/param.proj_out.bias",
+    ):
+        assert name in tensors, name
+    losses = [float(tensors[f"train-step/out.loss_{i}"].reshape(-1)[0]) for i in (1, 2, 3)]
+    assert losses[0] > losses[1] > losses[2], "training must move the parameters"
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+def test_both_trees_agree_and_a_bisection_finds_nothing():
+    config = quick("stages=[op,dit]", "num_frames=5", "transformer.config.num_layers=5")
+    ms, pt = Tree("ms", "cpu"), Tree("pt", "cpu")
+    result = compare(dump(config, ms), dump(config, pt))
+    assert result.passed, result.failed[:5]
+    assert bisect(config, ms, pt) == []
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+@pytest.mark.slow
+def test_every_planted_fault_is_found_and_named():
+    outcomes = list(selftest(load(DumpConfig, CONFIG, ["device=cpu"]), Tree("ms", "cpu"), Tree("pt", "cpu")))
+    assert len(outcomes) == len(FAULTS) == 9
+    assert all(outcome.found for outcome in outcomes), [o for o in outcomes if not o.found]
+
+
+def test_missing_extra_misshapen_and_nan_are_failures():
+    a = made(out__x=np.ones((2, 3)), out__only_a=1.0, out__bent=np.ones(3), out__nan=[1.0, np.nan])
+    b = made(out__x=np.ones((2, 3)), out__only_b=1.0, out__bent=np.ones(4), out__nan=[1.0, 2.0])
+    result = compare(a, b)
+    assert {row.name: row.verdict for row in result.rows} == {
+        "dit/out.x": "pass",
+        "dit/out.only_a": "fail",
+        "dit/out.bent": "fail",
+        "dit/out.nan": "fail",
+        "dit/out.only_b": "fail",
+    }
+    assert {row.note for row in result.failed} >= {
+        "missing in B",
+        "missing in A",
+        "shape (3,) in A, (4,) in B",
+    }
+
+
+def test_nothing_to_compare_is_not_a_pass():
+    assert not compare(made(), made()).passed
+
+
+def test_the_first_difference_is_the_earliest_activation_after_weights_and_inputs():
+    base = {"in__x": np.ones(3), "act__a": np.ones(3), "act__b": np.ones(3), "out__y": np.ones(3)}
+    off = {**base, "act__a": np.ones(3) * 1.1, "act__b": np.ones(3) * 1.2, "out__y": np.ones(3) * 2}
+    assert compare(made(**base), made(**off)).first_failed("dit").name == "dit/act.a"
+    off["in__x"] = np.ones(3) * 1.0001
+    assert compare(made(**base), made(**off)).first_failed("dit").name == "dit/in.x"
+
+
+def test_what_should_be_zero_is_measured_by_its_kind():
+    big = np.ones(4)
+    a, b = made(grad__w=big, grad__b=np.full(4, 1e-9)), made(grad__w=big, grad__b=np.full(4, -1e-9))
+    assert compare(a, b).passed
+    assert not compare(made(grad__b=np.full(4, 1e-9)), made(grad__b=np.full(4, -1e-9))).passed
+
+
+def test_an_oracle_asks_for_as_good_as():
+    truth, a, b = np.ones(100), np.ones(100), np.ones(100)
+    b[0], a[0] = 1.01, 1.015
+    half = {"dtype": "float16"}
+    recordings = [Recording({"dit/out.y": x}, half) for x in (a, b, truth)]
+    assert compare(*recordings).passed
+    worse = Recording({"dit/out.y": truth * 1.03}, half)
+    assert not compare(worse, *recordings[1:]).passed
+    assert compare(*recordings[:2], Recording({}, half)).rows[0].note == "missing in the oracle"
+
+
+def test_fingerprints_see_a_transposition():
+    matrix = np.arange(9.0).reshape(3, 3)
+    assert (fingerprint(matrix) != fingerprint(matrix.T)).any()
+    assert (fingerprint(matrix)[:3] == fingerprint(matrix.T)[:3]).all()
+
+
+def test_measures():
+    same = difference(np.array([1.0, np.inf]), np.array([1.0, np.inf]))
+    assert same.max_abs == 0
+    assert same.share_equal == 1
+    assert difference(np.array([1.0, np.inf]), np.array([1.0, 2.0])).max_abs == np.inf
+    d = difference(np.array([3.0, 4.0]), np.array([3.0, 0.0]))
+    assert (d.max_abs, round(d.relative_l2, 4), d.share_equal) == (4.0, 1.3333, 0.5)
+
+
+def test_inputs_are_drawn_by_name():
+    one, two = Recorder("dit", 0), Recorder("dit", 0)
+    two.draw("other", (3,))
+    assert (one.draw("x", (4,)) == two.draw("x", (4,))).all()
+    assert (one.draw("y", (4,)) != two.draw("x", (4,))).any()
+    assert list(two.tensors) == ["dit/in.other", "dit/in.x", "dit/in.x#2"]
+
+
+@pytest.mark.pt
+def test_the_command_line(tmp_path, capsys):
+    a, b, page = (str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "report.html"))
+    line = [
+        "dump",
+        str(CONFIG),
+        "--tree",
+        "pt",
+        "stages=[dit]",
+        "device=cpu",
+        "transformer.config.num_layers=5",
+    ]
+    assert main([*line, "--out", a]) == 0
+    assert main([*line, "--out", b, "transformer.random_seed=7"]) == 0
+    capsys.readouterr()
+    assert main(["compare", a, a, "--html", page, "--json", str(tmp_path / "r.json")]) == 0
+    assert "PASS" in capsys.readouterr().out
+    text = Path(page).read_text()
+    assert "PASS" in text
+    assert "<svg" in text
+    assert "http" not in text, "the page must stand alone"
+    assert json.loads((tmp_path / "r.json").read_text())["passed"] is True
+    assert main(["compare", a, b]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out
+    assert "first to differ: dit/weights.adaln_single" in out or "first to differ: dit/weights." in out
+    assert main(["compare", a, str(tmp_path / "absent")]) == 2
+    assert main(["dump", str(CONFIG), "--tree", "pt", "--out", a, "stages=[nothing]"]) == 2
+    assert main(["golden", str(tmp_path), "--tree", "pt"]) == 2
+    assert "no manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.pt
+def test_golden_command_on_any_folder(tmp_path, capsys):
+    folder = find_folder()
+    if folder is None:
+        pytest.skip("no golden folder in this checkout")
+    assert main(["golden", str(folder), "--tree", "pt", "--case", "dit_block_n4_*"]) == 0
+    assert "2 passed, 0 failed, 0 not implemented" in capsys.readouterr().out
+    copy = tmp_path / "goldens"
+    copy.mkdir()
+    record = {
+        "name": "c",
+        "component": "nobody",
+        "file": None,
+        "json_file": None,
+        "weights_from": None,
+        "outputs": {},
+    }
+    (copy / "manifest.json").write_text(json.dumps({"cases": [record]}))
+    assert main(["golden", str(copy), "--tree", "pt"]) == 1, "not implemented is not passed"
+    assert "0 passed, 0 failed, 1 not implemented" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys):
+    config = tiny_vae_config(use_attention=False)
+    weights = {
+        n: tree.numpy(p).copy() for n, p in tree.runtime.parameters(build(tree, "vae", config)).items()
+    }
+    save_weights(tmp_path / "good", weights, config.model_dump(mode="json"))
+    assert main(["audit", str(tmp_path / "good"), "--model", "vae", "--tree", "pt"]) == 0
+    assert "0 keys wrong, 0 tensors odd" in capsys.readouterr().out
+    weights["encoder.conv_out.conv.bias"][:2] = np.nan
+    weights["decoder.conv_in.conv.weight"][1] = 0
+    weights["decoder.conv_in.conv.bias"][:] = 0
+    weights["more"] = weights.pop("decoder.conv_out.bias")
+    save_weights(tmp_path / "bad", weights, config.model_dump(mode="json"))
+    assert main(["audit", str(tmp_path / "bad"), "--model", "vae", "--tree", "pt"]) == 1
+    out = capsys.readouterr().out
+    for text in (
+        "missing decoder.conv_out.bias",
+        "unexpected more",
+        "2 NaN",
+        "1 dead rows",
+        "all zero",
+        "sha256 ",
+    ):
+        assert text in out
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+def test_float64_is_an_oracle(tree):
+    config = quick("stages=[dit]")
+    single, double = dump(config, tree), dump(config.replace(dtype="float64"), tree)
+    errors = [
+        difference(single.tensors[n], double.tensors[n]).max_abs for n in single.tensors if "/act." in n
+    ]
+    assert 0 < max(errors) < 1e-4
+    assert compare(single, single, double).passed
+
+
+def test_transformer_of_the_preset_pads():
+    """The preset's grid must need masks, or polarity and padding would go untested."""
+    config = load(DumpConfig, CONFIG)
+    _, _, T, H, W = config.latent_shape()
+    assert (T * H * W // 4) % 16
+    assert tiny_transformer_config().plan.count("group") > 0
