@@ -96,7 +96,7 @@ def save_weights(
             folder / f"{WEIGHTS_NAME}.index.json", {"metadata": {"total_size": total}, "weight_map": index}
         )
     for name, shard in zip(names, shards, strict=True):
-        arrays = {key: np.ascontiguousarray(weights[key]) for key in shard}
+        arrays = {key: np.asarray(weights[key], order="C") for key in shard}
         with whole_file(folder / name) as temporary:
             _save(arrays, temporary, metadata)
     write_json(folder / "config.json", config)

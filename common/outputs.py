@@ -59,4 +59,4 @@ def write_frames(folder: Path, stem: str, frames_THWC: np.ndarray, fps: float) -
 def write_tensors(path: Path, **arrays: np.ndarray) -> None:
     """Arrays as safetensors, for tools that compare runs."""
     with whole_file(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)

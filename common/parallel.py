@@ -12,6 +12,7 @@ class Mesh(NamedTuple):
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # on this host: which of its accelerators is ours
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This rank's items, every size-th: all ranks together have each exactly once."""
@@ -19,13 +20,14 @@ class Mesh(NamedTuple):
 
 
 def mesh_from_environment() -> Mesh:
-    """The mesh that `torchrun` (RANK, WORLD_SIZE) or `msrun` (RANK_ID, MS_WORKER_NUM) announced; else one
-    process.
+    """What `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK) or `msrun` (RANK_ID, MS_WORKER_NUM, DEVICE_ID) announced;
+    one process without a launcher.
     """
     env = os.environ
     rank = env.get("RANK", env.get("RANK_ID", "0"))
     size = env.get("WORLD_SIZE", env.get("MS_WORKER_NUM", "1"))
-    mesh = Mesh(int(rank), int(size))
+    local_rank = env.get("LOCAL_RANK", env.get("DEVICE_ID", "0"))
+    mesh = Mesh(int(rank), int(size), int(local_rank))
     if not 0 <= mesh.rank < mesh.size:
         raise ValueError(
             f"launch: rank {mesh.rank} of {mesh.size} processes; start them with torchrun or msrun"

@@ -119,7 +119,7 @@ def save_model(
     """Write config.json and model.safetensors into `folder`: a model directory without a tokenizer."""
     folder = Path(folder)
     (folder / "config.json").write_text(json.dumps(dict(model_config), indent=2))
-    contiguous = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    contiguous = {name: np.asarray(value, order="C") for name, value in weights.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -19,9 +19,12 @@ from . import kernels
 DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
 
 
-def setup(device: str = "auto") -> str:
+def setup(device: str = "auto", local_rank: int = 0) -> str:
     """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
     everything that is called as a Cell is compiled to a graph from here on.
+
+    Args:
+        local_rank: which accelerator of this host.
 
     Returns:
         The device's name in the kernels table.
@@ -36,7 +39,10 @@ def setup(device: str = "auto") -> str:
         device = mindspore.get_context("device_target").lower()
         device = device if device == "ascend" else "cpu"
     try:
-        mindspore.set_device({"cpu": "CPU", "ascend": "Ascend"}[device])
+        if device == "cpu":
+            mindspore.set_device("CPU")
+        else:
+            mindspore.set_device("Ascend", local_rank)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device: {device} is not available ({reason}); use device=cpu") from None
@@ -55,7 +61,7 @@ def _refuse_first_ascend(soc_version: str) -> None:
 
 def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
     """A NumPy array on the device, floats cast to `dtype` if given."""
-    tensor = Tensor(np.ascontiguousarray(array))
+    tensor = Tensor(np.asarray(array, order="C"))
     return tensor if dtype is None else tensor.astype(DTYPES[dtype])
 
 
@@ -86,7 +92,7 @@ def load_weights(model: nn.Cell, weights: Mapping, where: str) -> None:
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
     for name, param in params.items():
-        param.set_data(Tensor(np.ascontiguousarray(weights[name])).astype(param.dtype))
+        param.set_data(Tensor(np.asarray(weights[name], order="C")).astype(param.dtype))
 
 
 def cast(model: nn.Cell, dtype: str) -> nn.Cell:

@@ -32,7 +32,7 @@ python -m ms.sample CONFIG [key=value ...]
 def sample(config: SampleConfig) -> None:
     """Make this rank's share of the videos and write each with a report beside it."""
     mesh = mesh_from_environment()
-    device = runtime.setup(config.device)
+    device = runtime.setup(config.device, mesh.local_rank)
     prompts = read_prompts(config.prompt)
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")

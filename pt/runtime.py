@@ -23,9 +23,12 @@ DTYPES = {
 }
 
 
-def setup(device: str = "auto") -> str:
+def setup(device: str = "auto", local_rank: int = 0) -> str:
     """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
     everything that is called as a Cell is compiled to a graph from here on.
+
+    Args:
+        local_rank: which accelerator of this host.
 
     Returns:
         The device's name in the kernels table.
@@ -41,13 +44,15 @@ def setup(device: str = "auto") -> str:
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
     torch.set_default_device(device)
     return device
 
 
 def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
     """A NumPy array on the device, floats cast to `dtype` if given."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).to(torch.get_default_device())
+    tensor = torch.from_numpy(np.asarray(array, order="C")).to(torch.get_default_device())
     return tensor if dtype is None else tensor.to(DTYPES[dtype])
 
 
@@ -79,7 +84,7 @@ def load_weights(model: nn.Module, weights: Mapping, where: str) -> None:
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
     for name, param in params.items():
-        param.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+        param.copy_(torch.from_numpy(np.asarray(weights[name], order="C")))
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:

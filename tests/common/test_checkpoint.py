@@ -20,6 +20,8 @@ WEIGHTS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b.bias": np.float16([1, 2]),
     "c": np.int64([[3]]),
+    "scalar": np.float32(1.5).reshape(()),
+    "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
 }
 
 

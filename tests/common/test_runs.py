@@ -77,15 +77,17 @@ def test_jobs_are_the_same_however_they_are_spread():
 
 
 def test_mesh_of_both_launchers(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "RANK_ID", "MS_WORKER_NUM"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "RANK_ID", "MS_WORKER_NUM", "DEVICE_ID"):
         monkeypatch.delenv(name, raising=False)
     assert mesh_from_environment() == Mesh(0, 1)
     monkeypatch.setenv("RANK_ID", "1")
     monkeypatch.setenv("MS_WORKER_NUM", "2")
-    assert mesh_from_environment() == Mesh(1, 2)
+    monkeypatch.setenv("DEVICE_ID", "1")
+    assert mesh_from_environment() == Mesh(1, 2, 1)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert mesh_from_environment() == Mesh(3, 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert mesh_from_environment() == Mesh(3, 4, 2)
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(ValueError, match="rank 4 of 4"):
         mesh_from_environment()

@@ -60,7 +60,7 @@ def fingerprint(array: np.ndarray) -> np.ndarray:
 def write(path: str | Path, recording: Recording) -> None:
     """Store a recording; safetensors sorts names, so their order travels in the metadata."""
     metadata = {"order": json.dumps(list(recording.tensors)), "facts": json.dumps(recording.facts)}
-    arrays = {name: np.ascontiguousarray(array) for name, array in recording.tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in recording.tensors.items()}
     with whole_file(path) as temporary:
         save_file(arrays, temporary, metadata)
 

@@ -115,7 +115,7 @@ def run_op(lab: Lab, record: Recorder) -> None:
     for name, (layer, given) in layers.items():
         lab.randomize(layer)
         scope = Recorder(f"op/{name}", lab.config.seed)
-        tensor = lab.tensor(np.ascontiguousarray(given))
+        tensor = lab.tensor(np.asarray(given, order="C"))
         with tree.runtime.inference():
             scope.put("out.y", tree.numpy(layer(tensor)))
         lab.gradients(scope, layer, layer, tensor)
