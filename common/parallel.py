@@ -20,7 +20,7 @@ class Mesh(NamedTuple):
 
 
 def mesh_from_environment() -> Mesh:
-    """What `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK) or `msrun` (RANK_ID, MS_WORKER_NUM, DEVICE_ID) announced;
+    """What `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK) or `msrun` (RANK_ID, MS_WORKER_NUM, DEVICE_ID) said;
     one process without a launcher.
     """
     env = os.environ

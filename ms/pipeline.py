@@ -19,8 +19,9 @@ from common.rope import timestep_features
 from common.samplers import SamplerTable
 
 from . import ops, runtime
+from .posterior import from_latent
 from .transformer import TextProjection, Transformer
-from .vae import WFVAE, from_latent
+from .vae import WFVAE
 
 NUM_SCALARS = 7  # columns of a step's row before the weights of past predictions
 

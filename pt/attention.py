@@ -67,9 +67,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([Linear(width, width)])
         self.attend = kernel("attention")
 
-    def forward(
-        self, x_SBE: Tensor, key_LBE: Tensor, value_LBE: Tensor, keep_B11L: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_SBE: Tensor, key_LBE: Tensor, value_LBE: Tensor, keep_B11L: Tensor | None) -> Tensor:
         y_SBE = self.attend(self.to_q(x_SBE), key_LBE, value_LBE, keep_B11L, self.num_heads, "SBH")
         return self.to_out[0](y_SBE)
 

@@ -17,7 +17,8 @@ from common.video import VideoReader
 
 from . import runtime
 from .loading import load_vae
-from .vae import WFVAE, check_clip, posterior_sample, split_moments
+from .posterior import posterior_sample, split_moments
+from .vae import WFVAE, check_clip
 
 USAGE = """
 python -m pt.reconstruct CONFIG [key=value ...]

@@ -156,8 +156,8 @@ def run_block(lab: Lab, record: Recorder) -> None:
     blocks = tree.vae_blocks
     for name, module in {
         "resnet": blocks.ResnetBlock3D(8, 8, "layernorm"),
-        "upsample": blocks.Spatial2xTime2x3DUpsample(8, 8, lab.config.vae_config().t_interpolation),
-        "downsample": blocks.Spatial2xTime2x3DDownsample(8, 8),
+        "upsample": tree.resample.Spatial2xTime2x3DUpsample(8, 8, lab.config.vae_config().t_interpolation),
+        "downsample": tree.resample.Spatial2xTime2x3DDownsample(8, 8),
     }.items():
         lab.randomize(module)
         with tree.runtime.inference():

@@ -24,12 +24,12 @@ def run_vae(tree: Tree, case: Case) -> dict[str, Any]:
     with tree.runtime.inference():
         moments = vae.encode(tree.tensor(x))
         results = {"moments": tree.numpy(moments), "decoded_z": tree.numpy(vae.decode(tree.tensor(z)))}
-        mean, results["logvar"] = tree.call(tree.vae.split_moments, results["moments"])
+        mean, results["logvar"] = tree.call(tree.posterior.split_moments, results["moments"])
         results["mean"] = mean
         results["recon_mode"] = tree.numpy(vae.decode(tree.tensor(mean)))
         if "recon_sample" in case.outputs:
             noise = case.inputs["posterior_noise.0"]
-            sample = tree.call(tree.vae.posterior_sample, results["moments"], noise)
+            sample = tree.call(tree.posterior.posterior_sample, results["moments"], noise)
             results["recon_sample"] = tree.numpy(vae.decode(tree.tensor(sample)))
     if "enc_l1_coeffs" in case.outputs:
         results |= wavelet_flow(tree, vae, x, z)
@@ -70,10 +70,10 @@ def run_vae_wrapper(tree: Tree, case: Case, vae: Any) -> Arrays:
     pixels = 2 * case.inputs["pixels01"] - 1
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(pixels)))
-        sample = tree.call(tree.vae.posterior_sample, moments, case.inputs["posterior_noise.0"])
-        z = tree.call(tree.vae.from_latent, case.inputs["latent_to_decode"], scale, shift)
+        sample = tree.call(tree.posterior.posterior_sample, moments, case.inputs["posterior_noise.0"])
+        z = tree.call(tree.posterior.from_latent, case.inputs["latent_to_decode"], scale, shift)
         decoded = tree.numpy(vae.decode(tree.tensor(z))).transpose(0, 2, 1, 3, 4)
-    latent = tree.call(tree.vae.to_latent, sample, scale, shift)
+    latent = tree.call(tree.posterior.to_latent, sample, scale, shift)
     return {"ae_norm": pixels, "latent": latent, "decoded": decoded, "ae_denorm": (decoded + 1) / 2}
 
 
@@ -97,8 +97,8 @@ def run_vae_chunks(tree: Tree, case: Case) -> dict[str, Any]:
 
 
 def run_posterior(tree: Tree, case: Case) -> Arrays:
-    vae, given = tree.vae, case.inputs
-    mean, logvar = tree.call(vae.split_moments, given["parameters"])
+    posterior, given = tree.posterior, case.inputs
+    mean, logvar = tree.call(posterior.split_moments, given["parameters"])
     std = tree.call(tree.ops.exp, 0.5 * logvar)
 
     def over_channels_and_time(per_element):  # the reference sums over dims 1, 2, 3 of five
@@ -111,10 +111,10 @@ def run_posterior(tree: Tree, case: Case) -> Arrays:
         "mode": mean,
         "logvar": logvar,
         "std": std,
-        "small_sample": tree.call(vae.posterior_sample, small, given["noise.0"]),
-        "small_kl": over_channels_and_time(tree.call(vae.kl_to_normal, small)),
-        "small_kl_other": over_channels_and_time(tree.call(vae.kl_between, small, other)),
-        "small_nll_of_other_mean": over_channels_and_time(tree.call(vae.nll, small, other_mean)),
+        "small_sample": tree.call(posterior.posterior_sample, small, given["noise.0"]),
+        "small_kl": over_channels_and_time(tree.call(posterior.kl_to_normal, small)),
+        "small_kl_other": over_channels_and_time(tree.call(posterior.kl_between, small, other)),
+        "small_nll_of_other_mean": over_channels_and_time(tree.call(posterior.nll, small, other_mean)),
     }
 
 
@@ -169,7 +169,8 @@ def run_vae_blocks(tree: Tree, case: Case) -> Arrays:
 
 def vae_block(tree: Tree, name: str, spec: dict[str, str], weights: Arrays) -> Any:
     """The module a `vae_blocks` entry names, with the widths its weights have."""
-    blocks, cls = tree.vae_blocks, spec["cls"]
+    cls = spec["cls"]
+    blocks = tree.resample if hasattr(tree.resample, cls) else tree.vae_blocks
     norm = "groupnorm" if name.endswith(("_gn", "attn_old")) else "layernorm"
     if cls.startswith("AttnBlock"):
         return getattr(blocks, cls)(weights["q.conv.weight"].shape[0], norm)
