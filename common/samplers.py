@@ -318,7 +318,7 @@ def _move(
     """Factors, (R,), of the sample and an exact prediction that change alpha^2 but neither x0 nor noise."""
     alpha_R, sigma_R = np.sqrt(from_R), np.sqrt(1 - from_R)
     to_alpha_R, to_sigma_R = np.sqrt(to_R), np.sqrt(1 - to_R)
-    turn_R = to_alpha_R * sigma_R - alpha_R * to_sigma_R
+    turn_R: Float64 = to_alpha_R * sigma_R - alpha_R * to_sigma_R
     if prediction == "v_prediction":
         return alpha_R * to_alpha_R + sigma_R * to_sigma_R, -turn_R
     if prediction == "sample":

@@ -193,8 +193,8 @@ def denoiser_inputs(lab: Lab, record: Recorder, model: Any) -> tuple:
     features = timestep_features(np.linspace(999.0, 20.0, B))
     for name, array in (("features", features), ("cos", grid.cos_S13P), ("sin", grid.sin_S13P)):
         record.put(f"in.{name}", array)
-    for name in ("full", "single", "group") if grid.keep_video else ():
-        record.put(f"in.keep_{name}", grid.keep_video.of(name))
+    for name, mask in grid.keep_video._asdict().items() if grid.keep_video else ():
+        record.put(f"in.keep_{name}", mask)
     keep_video = grid.keep_video and lab.tree.runtime.varying(tuple(map(lab.tensor, grid.keep_video)))
     arrays = (x, features, states, keep_text, grid.cos_S13P, grid.sin_S13P)
     return (*map(lab.tensor, arrays), keep_video)
@@ -313,9 +313,10 @@ def run_train_step(lab: Lab, record: Recorder) -> None:
         value, grads = step(x, features, text, *rest, target)
         record.put(f"out.loss_{count}", tree.numpy(value))
         for name, parameter in params.items():
-            new, *moments[name] = tree.optim.adamw(
+            new, mean, var = tree.optim.adamw(
                 lab.config.optimizer, count, parameter, grads[name], *moments[name]
             )
+            moments[name] = (mean, var)
             tree.runtime.assign(parameter, new)
     for name, parameter in params.items():
         record.put(f"param.{name}", tree.numpy(parameter) - start[name])  # how far it moved
