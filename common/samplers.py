@@ -316,8 +316,10 @@ def _move(
     prediction: Prediction, from_R: Float64, to_R: Float64, t_R: ArrayLike = 0
 ) -> tuple[Float64, Float64]:
     """Factors, (R,), of the sample and an exact prediction that change alpha^2 but neither x0 nor noise."""
-    alpha_R, sigma_R = np.sqrt(from_R), np.sqrt(1 - from_R)
-    to_alpha_R, to_sigma_R = np.sqrt(to_R), np.sqrt(1 - to_R)
+    alpha_R: Float64 = np.sqrt(from_R)
+    sigma_R: Float64 = np.sqrt(1 - from_R)
+    to_alpha_R: Float64 = np.sqrt(to_R)
+    to_sigma_R: Float64 = np.sqrt(1 - to_R)
     turn_R: Float64 = to_alpha_R * sigma_R - alpha_R * to_sigma_R
     if prediction == "v_prediction":
         return alpha_R * to_alpha_R + sigma_R * to_sigma_R, -turn_R
