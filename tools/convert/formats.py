@@ -1,0 +1,57 @@
+"""The kinds of files, by suffix and by their first bytes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import mindspore_file, pytorch_file, safetensors_file
+from .tensors import Content, Tensor
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file: how to read and write it, and the suffixes that ask for it as a destination."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    folder_suffix: str  # inside a model directory
+    read: Callable[[Path], Content]
+    write: Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], None]
+
+
+FORMATS = {
+    format_.name: format_
+    for format_ in (
+        Format(
+            "safetensors", (".safetensors",), ".safetensors", safetensors_file.read, safetensors_file.write
+        ),
+        Format("ckpt", (".ckpt",), ".ckpt", mindspore_file.read, mindspore_file.write),
+        Format("pt", (".pt", ".pth", ".bin"), ".bin", pytorch_file.read, pytorch_file.write),
+    )
+}
+SUFFIXES = tuple(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
+
+
+def format_of(path: Path) -> Format:
+    """The format of an existing file. A .ckpt may be PyTorch's or MindSpore's: its first bytes tell.
+
+    Raises:
+        ValueError: an unknown suffix, or a content that belongs to another one.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"source {path}: got the suffix {path.suffix or '(none)'!r}, wanted {', '.join(SUFFIXES)}, "
+            "or a folder that holds such files"
+        )
+    if path.suffix == ".safetensors":
+        return FORMATS["safetensors"]
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04" or start[:1] == b"\x80":  # a zip archive, or a pickle
+        return FORMATS["pt"]
+    if start[:1] == b"\x0a" and path.suffix == ".ckpt":
+        return FORMATS["ckpt"]
+    raise ValueError(
+        f"source {path}: begins with {start!r}, which is neither PyTorch's (a zip archive or a pickle) nor "
+        "MindSpore's; it is empty, cut off, encrypted or of another kind: copy it again"
+    )
