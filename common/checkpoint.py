@@ -6,16 +6,28 @@ The layout is the Hugging Face hub's: `diffusion_pytorch_model.safetensors`, or 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from .files import whole_file, write_json
+from .files import write_json, write_safetensors
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def wrong_keys(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Every missing, unexpected and misshapen key of a model's weights, one line each."""
+    missing = [f"missing {name} {shape}" for name, shape in expected.items() if name not in given]
+    unexpected = [f"unexpected {name} {shape}" for name, shape in given.items() if name not in expected]
+    misshapen = [
+        f"misshapen {name}: file has {given[name]}, model wants {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    return missing + unexpected + misshapen
 
 
 def check_weights(
@@ -26,18 +38,12 @@ def check_weights(
     Raises:
         ValueError: lists every missing, unexpected and misshapen key at once.
     """
-    missing = [f"missing {name} {shape}" for name, shape in expected.items() if name not in given]
-    unexpected = [f"unexpected {name} {shape}" for name, shape in given.items() if name not in expected]
-    misshapen = [
-        f"misshapen {name}: file has {given[name]}, model wants {shape}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    problems = missing + unexpected + misshapen
+    problems = wrong_keys(expected, given)
     if problems:
+        count = Counter(line.partition(" ")[0] for line in problems)
+        told = ", ".join(f"{count[kind]} {kind}" for kind in ("missing", "unexpected", "misshapen"))
         raise ValueError(
-            f"{where}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen keys;"
-            " is this the config the weights belong to?\n  " + "\n  ".join(problems)
+            f"{where}: {told} keys; is this the config the weights belong to?\n  " + "\n  ".join(problems)
         )
 
 
@@ -59,10 +65,16 @@ class StoredWeights(Mapping[str, np.ndarray]):
     def __init__(self, path: str | Path) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Path] = {}
+        self._dtypes: dict[str, str] = {}
         for file in weight_files(path):
             for key, entry in _header(file).items():
                 self.shapes[key] = tuple(entry["shape"])
+                self._dtypes[key] = entry["dtype"]
                 self._files[key] = file
+
+    def dtype(self, key: str) -> str:
+        """As stored, in safetensors' spelling: F32, BF16, ..."""
+        return self._dtypes[key]
 
     def __getitem__(self, key: str) -> np.ndarray:
         return _read_tensor(self._files[key], key)
@@ -96,9 +108,7 @@ def save_weights(
             folder / f"{WEIGHTS_NAME}.index.json", {"metadata": {"total_size": total}, "weight_map": index}
         )
     for name, shard in zip(names, shards, strict=True):
-        arrays = {key: np.asarray(weights[key], order="C") for key in shard}
-        with whole_file(folder / name) as temporary:
-            _save(arrays, temporary, metadata)
+        write_safetensors(folder / name, {key: weights[key] for key in shard}, metadata)
     write_json(folder / "config.json", config)
 
 
@@ -141,13 +151,6 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The string metadata of a safetensors file."""
     with safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
-
-
-def _save(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(arrays, path, metadata)
-    except SafetensorError as error:  # its own type for what is an OSError: no space, no permission
-        raise OSError(str(error)) from error
 
 
 def _cut_into_shards(weights: Mapping[str, np.ndarray], max_bytes: int) -> list[list[str]]:

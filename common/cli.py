@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ def main(config_class: type[T], run: Callable[[T], None], usage: str) -> None:
         sys.exit(0 if arguments else 2)
     try:
         run(load(config_class, arguments[0], arguments[1:]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -74,9 +75,11 @@ def prepare_folder(folder: str) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path) as probe:  # no name, so ranks do not meet
+            probe.write(b"\0" * 4096)
     except OSError as error:
-        raise ValueError(f"output {folder}: {error.strerror}; free some space or set output=FOLDER") from None
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"output {folder}: {reason}; wanted a folder to write to: set output=FOLDER"
+        ) from None
     return path

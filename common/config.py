@@ -38,13 +38,13 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     if not path.is_file():
         raise ValueError(f"config {path}: no such file; presets are in configs/")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"config {path}: expected `key: value` lines, got {type(tree).__name__}")
     for override in overrides:
-        _apply(tree, override)
+        _apply(cls, tree, override)
     return build(cls, tree, where=str(path))
 
 
@@ -57,17 +57,50 @@ def build(cls: type[T], tree: dict, where: str) -> T:
         raise ValueError("\n".join(problems)) from None
 
 
-def _apply(tree: dict, override: str) -> None:
+def _apply(cls: type[Config], tree: dict, override: str) -> None:
     dotted, sep, value = override.partition("=")
     if not sep or not dotted:
         raise ValueError(f"override {override!r} is not of the form section.key=value")
     *parents, leaf = dotted.split(".")
     node = tree
     for key in parents:
-        node = node.setdefault(key, {})
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
         if not isinstance(node, dict):
             raise ValueError(f"override {override!r}: {key!r} is a value, not a section")
-    node[leaf] = yaml.safe_load(value) if value else ""
+    node[leaf] = _parse(value, _types_of(cls, parents, leaf))
+
+
+def _parse(text: str, types: tuple) -> Any:
+    """What was typed for a key: YAML, but text stays as typed (`A harbour #1: dawn` has no comment)."""
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        return text
+    if str not in types:
+        return value
+    takes_list = any(typing.get_origin(t) is list for t in types)
+    is_list = takes_list and isinstance(value, list) and text.lstrip().startswith("[")
+    return value if is_list or (value is None and type(None) in types) else text
+
+
+def _types_of(cls: type[Config], parents: Sequence[str], leaf: str) -> tuple:
+    """The types a key may have; empty where the config does not say (inside a plain dict, or unknown)."""
+    for part in parents:
+        nested = _nested(cls, part)
+        if nested is None:
+            return ()
+        cls = nested
+    field = cls.model_fields.get(leaf)
+    return () if field is None else (field.annotation, *typing.get_args(field.annotation))
+
+
+def _nested(cls: type[Config], name: str | int) -> type[Config] | None:
+    """The config class of a section, if the field has one."""
+    field = cls.model_fields.get(str(name))
+    options = () if field is None else (field.annotation, *typing.get_args(field.annotation))
+    return next((c for c in options if isinstance(c, type) and issubclass(c, Config)), None)
 
 
 def _explain(cls: type[Config], error: Any, where: str) -> str:
@@ -89,11 +122,5 @@ def _fields_at(cls: type[Config], parents: Sequence[str | int]) -> list[str]:
     new.
     """
     for part in parents:
-        field = cls.model_fields.get(str(part))
-        if field is None:
-            continue
-        options = [field.annotation, *typing.get_args(field.annotation)]
-        nested = [c for c in options if isinstance(c, type) and issubclass(c, Config)]
-        if nested:
-            cls = nested[0]
+        cls = _nested(cls, part) or cls
     return list(cls.model_fields)

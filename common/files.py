@@ -2,10 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 
 @contextmanager
@@ -33,6 +37,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays and string metadata, whole or not at all.
+
+    Raises:
+        ValueError: as whole_file.
+    """
+    with whole_file(path) as temporary:
+        try:
+            save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary, metadata)
+        except SafetensorError as error:  # its own type for what is an OSError: no space, no permission
+            raise OSError(str(error)) from error
 
 
 def write_json(path: str | Path, content: object) -> None:

@@ -14,6 +14,17 @@ from pydantic import model_validator
 from .config import Config, build
 from .skiparse import layer_plan
 
+# diffusers' EMAModel writes its own settings into the config.json of averaged weights
+EMA_BOOKKEEPING = {
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+}
+
 
 class HubConfig(Config):
     """A config that also accepts the bookkeeping keys diffusers writes into `config.json`."""
@@ -22,7 +33,7 @@ class HubConfig(Config):
     @classmethod
     def _drop_bookkeeping(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            return {key: value for key, value in data.items() if not str(key).startswith("_")}
+            return {k: v for k, v in data.items() if not str(k).startswith("_") and k not in EMA_BOOKKEEPING}
         return data
 
 
@@ -59,6 +70,10 @@ class VAEConfig(HubConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "VAEConfig":
+        flows = ("encoder_energy_flow_hidden_size", "decoder_energy_flow_hidden_size")
+        for name in ("latent_dim", "base_channels", *flows):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("scale", "shift"):
             if len(getattr(self, name)) not in (1, self.latent_dim):
                 raise ValueError(f"{name} needs 1 or latent_dim={self.latent_dim} values")
@@ -94,8 +109,8 @@ class TransformerConfig(HubConfig):
     num_layers: int = 32
     dropout: float = 0.0
     cross_attention_dim: int = 2304
-    attention_bias: bool = True
-    sample_size_h: int = 80  # latent cells the model was trained on; used for advice only
+    attention_bias: Literal[True] = True
+    sample_size_h: int = 80  # latent cells the model was trained on; any size runs
     sample_size_w: int = 80
     sample_size_t: int = 24
     patch_size: int = 2
@@ -132,8 +147,17 @@ class TransformerConfig(HubConfig):
                 f"cross_attention_dim={self.cross_attention_dim} must equal heads * head_dim = {self.width}: "
                 "captions are projected to the model's width before they are attended to"
             )
-        if self.sparse_n < 1:
-            raise ValueError(f"sparse_n={self.sparse_n} must be at least 1 (1 is dense)")
+        counts = (
+            "num_attention_heads",
+            "num_layers",
+            "in_channels",
+            "out_channels",
+            "patch_size",
+            "sparse_n",
+        )
+        for name in (*counts, "caption_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         return self
 
     @property
@@ -162,4 +186,16 @@ def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
         raise ValueError(
             f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub"
         )
-    return build(cls, json.loads(path.read_text()), where=str(path))
+    return build(cls, read_json(path), where=str(path))
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: wanted a JSON file, got {error}") from None

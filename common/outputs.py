@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from .files import whole_file
+from .files import write_safetensors
 from .images import write_contact_sheet, write_png
 from .video import write_video
 
@@ -58,5 +57,4 @@ def write_frames(folder: Path, stem: str, frames_THWC: np.ndarray, fps: float) -
 
 def write_tensors(path: Path, **arrays: np.ndarray) -> None:
     """Arrays as safetensors, for tools that compare runs."""
-    with whole_file(path) as temporary:
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary)
+    write_safetensors(path, arrays)

@@ -2,7 +2,7 @@
 exists.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -28,8 +28,11 @@ class ModelSource(Config):
     def _one_source(self) -> "ModelSource":
         if (self.path is None) == (self.config is None):
             raise ValueError("give either path (a model directory) or config (with random_seed)")
-        if self.config is not None and self.random_seed is None:
-            raise ValueError("a config without a path has no weights; set random_seed to draw some")
+        if (self.config is None) != (self.random_seed is None):
+            raise ValueError(
+                "random_seed draws weights for a config; with path it would ignore the checkpoint: "
+                "set random_seed=null beside path, or give config and random_seed"
+            )
         return self
 
     def resolve(self, cls: type[HubConfig], where: str) -> Any:
@@ -39,6 +42,17 @@ class ModelSource(Config):
         assert self.path is not None
         config = read_hub_config(cls, self.path)
         return config.replace(**self.overrides) if self.overrides else config
+
+
+class VideoSize(Protocol):
+    """Any config that asks for a video of a size."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
 
 
 class SamplerConfig(Config):
@@ -77,7 +91,7 @@ class SampleConfig(Config):
     num_frames: int = Field(default=93, ge=1)
     height: int = Field(default=352, ge=16)
     width: int = Field(default=640, ge=16)
-    fps: float = Field(default=16, gt=0)  # of the written video
+    fps: float = Field(default=16, gt=0, le=1000)  # of the written video
     num_samples: int = Field(default=1, ge=1)  # per prompt
     batch_size: int = Field(default=1, ge=1)  # videos denoised together
     seed: int = Field(default=0, ge=0)  # video i uses seed + i
@@ -105,8 +119,8 @@ class ReconstructConfig(Config):
     num_frames: int = Field(default=33, ge=1)
     start: int = Field(default=0, ge=0)  # first frame taken
     stride: int = Field(default=1, ge=1)  # take every stride-th frame
-    height: int = Field(default=256, ge=8)
-    width: int = Field(default=256, ge=8)
+    height: int = Field(default=256, ge=16)  # SSIM looks through windows of 11 pixels
+    width: int = Field(default=256, ge=16)
     sample_posterior: bool = False
     seed: int = Field(default=0, ge=0)
     chunk_frames: int = Field(default=0, ge=0)  # pixel frames per chunk after the first; 0: the whole clip
@@ -116,8 +130,8 @@ class ReconstructConfig(Config):
     output: str = "outputs/reconstruct"
 
 
-def latent_size(config: SampleConfig, vae: VAEConfig, transformer: TransformerConfig) -> tuple[int, int, int]:
-    """Latent frames, height and width of the video to sample.
+def latent_size(config: VideoSize, vae: VAEConfig, transformer: TransformerConfig) -> tuple[int, int, int]:
+    """Latent frames, height and width of the video a config asks for.
 
     Raises:
         ValueError: a size or number of frames the models cannot make, with the nearest they can.

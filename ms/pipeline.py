@@ -123,61 +123,78 @@ def seeded_noise(shape: tuple, seeds: list[int]) -> Callable[[int], np.ndarray]:
     return draw
 
 
-def denoise(
-    transformer: Transformer,
-    table: SamplerTable,
-    text_GLC: np.ndarray,
-    keep_text_GL: np.ndarray,
-    latent_shape: tuple,
-    noise: Callable[[int], np.ndarray],
-    guidance_scale: float = 7.5,
-    guidance_rescale: float = 0.0,
-    callback: Callable[[Step], None] | None = None,
-    dtype: str = "float32",
-) -> Tensor:
-    """Latents (B,C,T,H,W) float32.
+class LatentSampler:
+    """Draws latents by a sampler's table. What is compiled for one batch serves the next of the same shape.
 
     Args:
-        text_GLC, keep_text_GL: text states and mask; under guidance (scale other than 1) the B unconditional
-        rows
-            stand before the B prompts.
-        latent_shape: (B, C, T, H, W).
-        noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise do not ask for
-        one. callback: called after every model evaluation. dtype: of the transformer's parameters.
+        guidance_scale: 1 turns guidance off.
+        dtype: of the transformer's parameters.
     """
-    B, _, T, H, W = latent_shape
-    G = B if guidance_scale == 1.0 else 2 * B
-    if len(text_GLC) != G:
-        raise ValueError(
-            f"denoise: {len(text_GLC)} rows of text for {B} videos at guidance {guidance_scale}; wanted {G}"
-        )
-    states, keep_text = text_inputs(text_GLC, keep_text_GL)
-    grid = grid_inputs(transformer.config, (T, H, W), G, None, dtype)
-    keep_video = grid.keep_video and runtime.varying(tuple(runtime.to_tensor(k) for k in grid.keep_video))
-    fixed = (
-        None if keep_text is None else runtime.to_tensor(keep_text),
-        runtime.to_tensor(grid.cos_S13P),
-        runtime.to_tensor(grid.sin_S13P),
-        keep_video,
-    )
-    num_past = table.past_RH.shape[1]
-    denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, num_past)
-    rows, features = table_rows(table), timestep_features(table.timesteps_R)
-    with runtime.inference():
-        text_kv = runtime.varying(TextProjection(transformer)(runtime.to_tensor(states, dtype)))
-        x = runtime.to_tensor((table.init_noise_sigma * noise(0)).astype(np.float32))
-        still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
-        anchor, past = still, (still,) * (num_past - 1)
-        for r in range(len(table)):
-            fresh = runtime.to_tensor(noise(r + 1)) if table.draws_noise_R[r] else still
-            features_GF = runtime.to_tensor(np.repeat(features[r : r + 1], G, axis=0))
-            row = runtime.to_tensor(rows[r])
-            x, anchor, past, output = denoiser(
-                x, anchor, runtime.varying(past), fresh, row, features_GF, text_kv, *fixed
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        table: SamplerTable,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        dtype: str = "float32",
+    ):
+        self.table = table
+        self.dtype = dtype
+        self.config = transformer.config
+        self.guided = guidance_scale != 1.0
+        self.num_past = table.past_RH.shape[1]
+        self.denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, self.num_past)
+        self.text_projection = TextProjection(transformer)
+
+    def __call__(
+        self,
+        text_GLC: np.ndarray,
+        keep_text_GL: np.ndarray,
+        latent_shape: tuple,
+        noise: Callable[[int], np.ndarray],
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Latents (B,C,T,H,W) float32.
+
+        Args:
+            text_GLC, keep_text_GL: text states and mask; under guidance the B unconditional rows stand before
+                the B prompts.
+            latent_shape: (B, C, T, H, W).
+            noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise ask for none.
+            callback: called after every model evaluation.
+        """
+        G = latent_shape[0] * (2 if self.guided else 1)
+        if len(text_GLC) != G:
+            raise ValueError(
+                f"sampler: got {len(text_GLC)} rows of text, wanted {G} for {latent_shape[0]} videos"
             )
-            if callback is not None:
-                callback(Step(r, len(table), float(table.timesteps_R[r]), x, output))
-    return x
+        rows, features = table_rows(self.table), timestep_features(self.table.timesteps_R)
+        with runtime.inference():
+            conditions = self.conditions(text_GLC, keep_text_GL, latent_shape[2:])
+            x = runtime.to_tensor((self.table.init_noise_sigma * noise(0)).astype(np.float32))
+            still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
+            anchor, past = still, (still,) * (self.num_past - 1)
+            for r in range(len(self.table)):
+                fresh = runtime.to_tensor(noise(r + 1)) if self.table.draws_noise_R[r] else still
+                row, features_GF = runtime.to_tensor(rows[r]), np.repeat(features[r : r + 1], G, axis=0)
+                x, anchor, past, output = self.denoiser(
+                    x, anchor, runtime.varying(past), fresh, row, runtime.to_tensor(features_GF), *conditions
+                )
+                if callback is not None:
+                    callback(Step(r, len(self.table), float(self.table.timesteps_R[r]), x, output))
+        return x
+
+    def conditions(self, text_GLC: np.ndarray, keep_text_GL: np.ndarray, latent_thw: tuple) -> tuple:
+        """What every step shares: text keys and values, text mask, rotary tables, video masks."""
+        states, keep_text = text_inputs(text_GLC, keep_text_GL)
+        grid = grid_inputs(self.config, latent_thw, len(text_GLC), None, self.dtype)
+        text_kv = runtime.varying(self.text_projection(runtime.to_tensor(states, self.dtype)))
+        masks = grid.keep_video and runtime.varying(
+            tuple(runtime.to_tensor(mask) for mask in grid.keep_video)
+        )
+        keep_text = None if keep_text is None else runtime.to_tensor(keep_text)
+        return text_kv, keep_text, runtime.to_tensor(grid.cos_S13P), runtime.to_tensor(grid.sin_S13P), masks
 
 
 def decode(vae: WFVAE, latent_BCTHW: Tensor, chunk_frames: int = 0) -> np.ndarray:

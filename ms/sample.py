@@ -13,19 +13,17 @@ from common.models import TransformerConfig, VAEConfig
 from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
 from common.parallel import mesh_from_environment
 from common.runs import SampleConfig, latent_size
-from common.samplers import SamplerTable
 from common.text import tokenize
 
 from . import runtime
 from .loading import load_transformer, load_vae
-from .pipeline import decode, denoise, seeded_noise
+from .pipeline import LatentSampler, decode, seeded_noise
 from .text import TextEncoder
-from .transformer import Transformer
 
 USAGE = """
 python -m ms.sample CONFIG [key=value ...]
     python -m ms.sample configs/sample_demo.yaml prompt="a red ball rolls over grass" seed=7
-    msrun --worker_num 4 --local_worker_num 4 python -m ms.sample CONFIG prompt=prompts.txt
+    python -m ms.sample configs/sample_demo.yaml prompt=prompts.txt     (a prompt per line; docs/inference.md)
 """
 
 
@@ -45,13 +43,15 @@ def sample(config: SampleConfig) -> None:
     with watch.stage("load"):
         transformer = load_transformer(config.transformer, transformer_config, config.dtype, device)
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
+        guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
+        sampler = LatentSampler(transformer, table, *guidance, config.dtype)
     with watch.stage("text"):
         states, keep = encode_prompts(config, prompts, device, transformer_config.caption_channels)
     for batch in batches(jobs, config.batch_size):
-        text = select_text(states, keep, batch, config.sampler.guidance_scale != 1.0)
+        text = select_text(states, keep, batch, sampler.guided)
         shape = (len(batch), transformer_config.in_channels, *latent_thw)
         with watch.stage("denoise"):
-            latents = run_denoiser(config, transformer, table, text, shape, batch, mesh.rank == 0)
+            latents = draw(sampler, text, shape, batch, mesh.rank == 0)
         with watch.stage("decode"):
             pixels = decode(vae, latents, config.vae_chunk_frames)
         latents = runtime.to_numpy(latents)
@@ -94,30 +94,12 @@ def select_text(states: np.ndarray, keep: np.ndarray, batch: list[Job], guided: 
     return states[rows], keep[rows]
 
 
-def run_denoiser(
-    config: SampleConfig,
-    transformer: Transformer,
-    table: SamplerTable,
-    text: tuple,
-    shape: tuple,
-    batch: list[Job],
-    show: bool,
-):
+def draw(sampler: LatentSampler, text: tuple, shape: tuple, batch: list[Job], show: bool):
     """Latents of a batch, with a progress bar."""
-    with tqdm(total=len(table), desc=batch[0].stem, unit="step", disable=not show) as bar:
-        states, keep = text
-        return denoise(
-            transformer,
-            table,
-            states,
-            keep,
-            shape,
-            seeded_noise(shape, [job.seed for job in batch]),
-            config.sampler.guidance_scale,
-            config.sampler.guidance_rescale,
-            lambda step: advance(bar),
-            config.dtype,
-        )
+    states, keep = text
+    noise = seeded_noise(shape, [job.seed for job in batch])
+    with tqdm(total=len(sampler.table), desc=batch[0].stem, unit="step", disable=not show) as bar:
+        return sampler(states, keep, shape, noise, lambda step: advance(bar))
 
 
 def advance(bar: tqdm) -> None:

@@ -119,7 +119,7 @@ def std(x: Tensor) -> Tensor:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """Widen half precision to float32; wider types stay as they are."""
+    """Widen half precision to float32; the float64 of a pt oracle stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -47,10 +47,10 @@ def reconstruct(config: ReconstructConfig) -> None:
         restored_THWC = to_uint8(round_trip(vae, x_BCTHW, config)[0])
 
     psnr, ssim = compare(original_THWC, restored_THWC)
-    stem = Path(config.input).stem
+    stem = f"{Path(config.input).stem}_restored"  # never the name of the input
     with watch.stage("write"):
         names = write_frames(folder, stem, restored_THWC, fps)
-        names += write_frames(folder, f"{stem}_side_by_side", side_by_side(original_THWC, restored_THWC), fps)
+        names += write_frames(folder, f"{stem}_beside", side_by_side(original_THWC, restored_THWC), fps)
         if config.save_tensors:
             write_tensors(
                 folder / f"{stem}.safetensors", frames_THWC=restored_THWC, original_THWC=original_THWC

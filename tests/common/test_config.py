@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import Field
 
 from common.config import Config, build, load
 from common.models import TransformerConfig, VAEConfig
@@ -56,6 +57,35 @@ def test_mistakes_are_named(write, text, overrides, message):
         load(Outer, write(text), overrides)
 
 
+class Texts(Config):
+    prompt: str | list[str] = ""
+    path: str | None = "x"
+    number: float = 1.0
+    free: dict = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("prompt=A harbour #1 at dawn", "prompt", "A harbour #1 at dawn"),
+        ("prompt=Title: a cat: sits", "prompt", "Title: a cat: sits"),
+        ("prompt=yes", "prompt", "yes"),
+        ("prompt=12:30", "prompt", "12:30"),
+        ("prompt=[wide shot] a cat", "prompt", "[wide shot] a cat"),
+        ('prompt="quoted" cat', "prompt", '"quoted" cat'),
+        ("prompt=*stars* @home", "prompt", "*stars* @home"),
+        ("prompt=- a cat", "prompt", "- a cat"),
+        ("prompt=[a cat, a dog]", "prompt", ["a cat", "a dog"]),
+        ("path=null", "path", None),
+        ("path=1.0", "path", "1.0"),
+        ("number=1e-4", "number", 1e-4),
+        ("free.a=[1, 2]", "free", {"a": [1, 2]}),
+    ],
+)
+def test_text_stays_as_it_was_typed(write, override, key, value):
+    assert getattr(load(Texts, write("number: 2"), [override]), key) == value
+
+
 def test_missing_file():
     with pytest.raises(ValueError, match=r"no such file; presets are in configs/"):
         load(Outer, "nowhere.yaml")
@@ -74,6 +104,7 @@ def test_replace_validates():
 
 def test_released_config_json_is_accepted_as_it_is():
     released = {"_class_name": "OpenSoraT2V_v1_3", "_diffusers_version": "0.30.2", "num_layers": 32}
+    released |= {"decay": 0.9999, "optimization_step": 7}  # what EMAModel adds
     released |= {
         "attention_head_dim": 96,
         "num_attention_heads": 24,
@@ -94,6 +125,8 @@ def test_released_config_json_is_accepted_as_it_is():
         (TransformerConfig, {"attention_head_dim": 100}, "multiple of 6"),
         (TransformerConfig, {"cross_attention_dim": 4096}, "must equal heads"),
         (TransformerConfig, {"sparse_n": 0}, "at least 1"),
+        (TransformerConfig, {"num_layers": 0}, "num_layers=0 must be at least 1"),
+        (VAEConfig, {"latent_dim": 0, "norm_type": "layernorm"}, "latent_dim=0 must be at least 1"),
         (TransformerConfig, {"only_cross_attention": True}, "only_cross_attention"),
         (VAEConfig, {"scale": [1, 2, 3]}, "1 or latent_dim"),
         (VAEConfig, {"l1_upsample_wavelet": "InverseHaarWaveletTransform3D"}, "all 2D"),

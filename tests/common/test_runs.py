@@ -47,8 +47,10 @@ def test_models_that_do_not_belong_together():
 def test_a_model_has_one_source(tmp_path):
     with pytest.raises(ValueError, match="either path"):
         ModelSource()
-    with pytest.raises(ValueError, match="set random_seed"):
+    with pytest.raises(ValueError, match="random_seed draws weights"):
         ModelSource(config={})
+    with pytest.raises(ValueError, match="would ignore the checkpoint"):
+        ModelSource(path="x", random_seed=1)
     with pytest.raises(ValueError, match=r"no config.json"):
         ModelSource(path=str(tmp_path)).resolve(VAEConfig, "vae")
     (tmp_path / "config.json").write_text(json.dumps({"latent_dim": 4, "_class_name": "WFVAEModel"}))

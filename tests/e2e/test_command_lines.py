@@ -117,7 +117,7 @@ def test_prompts_from_a_file_and_a_cut_prompt_is_said(tree, tmp_path, call):
     code, _, err = call(tree, "sample", write(tmp_path, sample_settings(tmp_path)), f"prompt={prompts}")
     assert code == 0
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 2
-    assert "warning: prompt 2" in err
+    assert "warning: prompt 'very very" in err
     assert "cut off:" in err
 
 
@@ -176,16 +176,27 @@ def test_reconstruct_writes_and_measures(tree, tmp_path, clip, call):
     code, out, err = call(tree, "reconstruct", write(tmp_path, reconstruct_settings(tmp_path, clip)))
     assert code == 0, err
     folder = tmp_path / "out"
-    assert {"clip.mp4", "clip_sheet.png", "clip_side_by_side.mp4", "clip.json"} <= {
-        p.name for p in folder.iterdir()
-    }
-    report = json.loads((folder / "clip.json").read_text())
-    tensors = read_safetensors(folder / "clip.safetensors")
+    assert {
+        "clip_restored.mp4",
+        "clip_restored_sheet.png",
+        "clip_restored_beside.mp4",
+        "clip_restored.json",
+    } <= {p.name for p in folder.iterdir()}
+    report = json.loads((folder / "clip_restored.json").read_text())
+    tensors = read_safetensors(folder / "clip_restored.safetensors")
     error = (tensors["frames_THWC"].astype(float) - tensors["original_THWC"]) / 255
     expected = float(np.mean(-10 * np.log10(np.mean(error**2, axis=(1, 2, 3)))))
     assert abs(report["psnr_db"] - expected) < 0.01
     assert f"PSNR {report['psnr_db']:.2f} dB" in out
-    assert probe(folder / "clip_side_by_side.mp4").width == 96
+    assert probe(folder / "clip_restored_beside.mp4").width == 96
+
+
+@ONLY_PT
+def test_reconstruct_never_overwrites_its_input(tree, tmp_path, clip, call):
+    before = clip.read_bytes()
+    config = write(tmp_path, reconstruct_settings(tmp_path, clip))
+    assert call(tree, "reconstruct", config, f"output={clip.parent}")[0] == 0
+    assert clip.read_bytes() == before
 
 
 @ONLY_PT
@@ -196,7 +207,9 @@ def test_reconstruct_in_chunks_is_the_same(tree, tmp_path, clip, call):
             call(tree, "reconstruct", config, f"chunk_frames={chunk}", f"output={tmp_path / str(chunk)}")[0]
             == 0
         )
-    whole, chunked = (read_safetensors(tmp_path / c / "clip.safetensors")["frames_THWC"] for c in ("0", "4"))
+    whole, chunked = (
+        read_safetensors(tmp_path / c / "clip_restored.safetensors")["frames_THWC"] for c in ("0", "4")
+    )
     assert np.abs(whole.astype(int) - chunked).max() <= 1
 
 
@@ -211,7 +224,11 @@ BAD_SAMPLES = {
     "other device": (["device={other}"], "device: got '{other}'"),
     "key": (["sampler.steps=3"], "unknown key 'sampler.steps'; did you mean 'num_steps'?"),
     "prompt file": (["prompt=nowhere.txt"], "prompts nowhere.txt: got no such file"),
-    "no weights": (["transformer.config=null", "transformer.path=nowhere"], "model directory nowhere"),
+    "no weights": (
+        ["transformer.config=null", "transformer.random_seed=null", "transformer.path=nowhere"],
+        "model directory nowhere",
+    ),
+    "two sources": (["transformer.config=null", "transformer.path=x"], "it would ignore the checkpoint"),
     "text width": (
         ["transformer.config.caption_channels=100"],
         "states are 384 wide, the transformer was trained on 100",
@@ -292,4 +309,5 @@ def test_usage_help_and_interrupt_from_the_shell(tmp_path):
             break
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    process.stderr.close()
     assert not list((tmp_path / "out").glob(".*")), "a half file stayed"

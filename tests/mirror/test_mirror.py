@@ -2,10 +2,12 @@
 
 import ast
 import difflib
+import shutil
 
 import pytest
 
-from tools.mirror import ROOT, SEAMS, canonical, files, to_pytorch
+from tools import mirror
+from tools.mirror import ROOT, SEAMS, canonical, files
 
 NAMES = sorted(files("ms") & files("pt"))
 
@@ -56,8 +58,18 @@ def test_common_needs_no_framework():
                 )
 
 
-def test_a_changed_twin_is_noticed():
-    source = "def construct(self, x):\n    return x + 1\n"
-    mutated = to_pytorch(source).replace("+ 1", "+ 2")
-    assert ast.unparse(ast.parse(to_pytorch(source))) != ast.unparse(ast.parse(mutated))
-    assert "forward" in to_pytorch(source)
+def test_a_changed_twin_is_noticed(tmp_path, monkeypatch):
+    """One changed constant in a copy of a real twin, and a changed signature of a seam, must both show."""
+    for tree in ("ms", "pt"):
+        shutil.copytree(ROOT / tree, tmp_path / tree)
+    monkeypatch.setattr(mirror, "ROOT", tmp_path)
+    for name, old, new in (
+        ("resample.py", "* 0.75", "* 0.7"),
+        ("kernels.py", "def device()", "def device(x)"),
+    ):
+        assert canonical("ms", name) == canonical("pt", name)
+        path = tmp_path / "pt" / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        assert canonical("ms", name) != canonical("pt", name)

@@ -179,7 +179,8 @@ def test_cut_words_are_reported(minilm):
     long = "A Lighthouse " * 11 + "by the Sea"
     ids_BL, keep_BL, cut = tokenize(minilm, ["short", long])
     assert keep_BL[1].all()
-    assert cut == ["prompt 1 has 25 tokens, the text encoder takes 22; cut off: 'by the Sea'"]
+    assert len(cut) == 1
+    assert "has 25 tokens, the encoder takes 22; cut off: 'by the Sea'" in cut[0]
     assert ids_BL[1, -1] == ids_BL[0, keep_BL[0]][-1], "a cut prompt still ends with the end token"
 
 

@@ -1,6 +1,7 @@
 """The parity tool itself: it passes what is equal, fails what is not, and says where."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def made(**tensors):
 def test_recordings_of_one_tree_are_equal_and_survive_the_disk(tree, tmp_path):
     config = quick("stages=[op,block,vae,dit,sampler,train-step]")
     first, second = dump(config, tree), dump(config, tree)
-    assert first.stages() == ["op", "block", "vae", "dit", "sampler", "train-step"]
+    stages = list(dict.fromkeys(name.partition("/")[0] for name in first.tensors))
+    assert stages == ["op", "block", "vae", "dit", "sampler", "train-step"]
     recording.write(tmp_path / "a.safetensors", first)
     again = recording.read(tmp_path / "a.safetensors")
     assert list(again.tensors) == list(first.tensors), "the order of execution must survive"
@@ -104,6 +106,16 @@ def test_missing_extra_misshapen_and_nan_are_failures():
     }
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [([np.nan], [np.nan]), ([np.nan], [np.inf]), ([np.inf], [-np.inf]), ([1.0], [np.nan])]
+)
+def test_what_is_not_finite_is_never_a_pass(a, b):
+    assert not compare(made(out__y=a), made(out__y=b)).passed
+    half = {"dtype": "float16"}
+    ours, theirs = (Recording({"dit/out.y": np.array(x)}, half) for x in (a, b))
+    assert not compare(ours, theirs, Recording({"dit/out.y": np.array([1.0])}, half)).passed
+
+
 def test_nothing_to_compare_is_not_a_pass():
     assert not compare(made(), made()).passed
 
@@ -112,6 +124,9 @@ def test_the_first_difference_is_the_earliest_activation_after_weights_and_input
     base = {"in__x": np.ones(3), "act__a": np.ones(3), "act__b": np.ones(3), "out__y": np.ones(3)}
     off = {**base, "act__a": np.ones(3) * 1.1, "act__b": np.ones(3) * 1.2, "out__y": np.ones(3) * 2}
     assert compare(made(**base), made(**off)).first_failed("dit").name == "dit/act.a"
+    inner = {"act__encoder.mid": np.ones(3), "act__decoder.conv_in.conv": np.ones(3)}
+    both = {k: v * 1.1 for k, v in inner.items()}
+    assert compare(made(**inner), made(**both)).first_failed("dit").name == "dit/act.encoder.mid"
     off["in__x"] = np.ones(3) * 1.0001
     assert compare(made(**base), made(**off)).first_failed("dit").name == "dit/in.x"
 
@@ -196,6 +211,11 @@ def test_golden_command_on_any_folder(tmp_path, capsys):
         pytest.skip("no golden folder in this checkout")
     assert main(["golden", str(folder), "--tree", "pt", "--case", "dit_block_n4_*"]) == 0
     assert "2 passed, 0 failed, 0 not implemented" in capsys.readouterr().out
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    shutil.copy(folder / "manifest.json", broken)
+    assert main(["golden", str(broken), "--tree", "pt", "--case", "rope3d"]) == 2, "files are missing"
+    assert "files missing: rope3d.safetensors" in capsys.readouterr().err
     copy = tmp_path / "goldens"
     copy.mkdir()
     record = {
@@ -218,14 +238,23 @@ def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys
         n: tree.numpy(p).copy() for n, p in tree.runtime.parameters(build(tree, "vae", config)).items()
     }
     save_weights(tmp_path / "good", weights, config.model_dump(mode="json"))
-    assert main(["audit", str(tmp_path / "good"), "--model", "vae", "--tree", "pt"]) == 0
+    assert main(["audit", str(tmp_path / "good"), "--tree", "pt", "--json", str(tmp_path / "r.json")]) == 0
     assert "0 keys wrong, 0 tensors odd" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "r.json").read_text())["tensors"]) == len(weights)
+    save_weights(
+        tmp_path / "wide", {k: v.astype(np.float64) for k, v in weights.items()}, config.model_dump()
+    )
+    assert main(["audit", str(tmp_path / "wide"), "--tree", "pt"]) == 1
+    assert "dtypes F64 among the weights" in capsys.readouterr().out
     weights["encoder.conv_out.conv.bias"][:2] = np.nan
     weights["decoder.conv_in.conv.weight"][1] = 0
     weights["decoder.conv_in.conv.bias"][:] = 0
     weights["more"] = weights.pop("decoder.conv_out.bias")
     save_weights(tmp_path / "bad", weights, config.model_dump(mode="json"))
-    assert main(["audit", str(tmp_path / "bad"), "--model", "vae", "--tree", "pt"]) == 1
+    assert (
+        main(["audit", str(tmp_path / "bad"), "--model", str(tmp_path / "good/config.json"), "--tree", "pt"])
+        == 1
+    )
     out = capsys.readouterr().out
     for text in (
         "missing decoder.conv_out.bias",

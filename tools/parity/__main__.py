@@ -4,19 +4,20 @@ Exit code 0: everything selected passed; 1: something differs or is not implemen
 """
 
 import argparse
-import json
+import importlib.util
 import sys
 from pathlib import Path
 
 from common.checkpoint import StoredWeights
+from common.cli import prepare_folder
 from common.config import build, load
 from common.files import whole_file, write_json
-from common.models import TransformerConfig, VAEConfig, read_hub_config
+from common.models import TransformerConfig, VAEConfig, read_json
 
 from . import goldens, recording, report
 from .audit import audit_keys, audit_tensors, sha256
 from .bisect import bisect
-from .compare import Comparison, compare
+from .compare import Comparison, compare, differing_settings
 from .dump import dump
 from .golden import CaseResult, check_case
 from .modes import modes
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(word)
         if tree:
             sub.add_argument("--tree", choices=("ms", "pt"), required=True)
+        if name != "dump":
+            sub.add_argument("--json", help="write the measurements to this file")
         sub.set_defaults(run=run)
         return sub
 
@@ -60,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
         "golden", run_golden, "one tree against recorded computations of the reference", "folder", tree=True
     )
     sub.add_argument("--case", default="*", help="glob of case names")
-    sub.add_argument("--json", help="write the measurements to this file")
     sub = command(
         "dump", run_dump, "record what one tree computes; key=value changes the config", "config", tree=True
     )
@@ -68,7 +70,6 @@ def parser() -> argparse.ArgumentParser:
     sub = command("compare", run_compare, "two recordings, tensor by tensor", "a", "b")
     sub.add_argument("--oracle", help="a float64 recording of the pt tree; then A must be as good as B")
     sub.add_argument("--select", default="*", help="glob of tensor names")
-    sub.add_argument("--json", help="write the measurements to this file")
     sub.add_argument("--html", help="write a report to this file")
     sub = command(
         "bisect", run_bisect, "find the first module that is wrong on its own (needs both trees)", "config"
@@ -86,10 +87,9 @@ def parser() -> argparse.ArgumentParser:
         run_audit,
         "does a checkpoint belong to a model, and is anything odd in it",
         "checkpoint",
-        tree=True,
     )
-    sub.add_argument("--model", choices=("transformer", "vae"), required=True)
-    sub.add_argument("--config", help="config.json; default: the one beside the weights")
+    sub.add_argument("--model", help="config.json of the model; default: the one beside the weights")
+    sub.add_argument("--tree", choices=("ms", "pt"), help="default: every tree that is installed")
     return top
 
 
@@ -104,13 +104,13 @@ def run_golden(arguments: argparse.Namespace) -> int:
     passed = sum(r.passed for r in results)
     absent = sum(not r.implemented for r in results)
     print(f"{passed} passed, {len(results) - passed - absent} failed, {absent} not implemented")
-    if arguments.json:
-        write_json(arguments.json, [as_record(r) for r in results])
+    save(arguments, [as_record(r) for r in results])
     return 0 if passed == len(results) else 1
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
     config = load(DumpConfig, arguments.config, arguments.override)
+    prepare_folder(str(Path(arguments.out).parent))
     made = dump(config, Tree(arguments.tree, config.device))
     recording.write(arguments.out, made)
     print(f"{arguments.out}: {len(made.tensors)} tensors, seconds per stage {made.facts['seconds']}")
@@ -124,6 +124,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
     if not result.rows:
         raise ValueError(f"compare: no tensor matches {arguments.select!r}")
     print_comparison(result)
+    for key, ours, theirs in differing_settings(a, b):
+        print(f"note: the configs differ in {key}: {ours} in A, {theirs} in B")
     if arguments.json:
         rows = [
             {**row._asdict(), "difference": row.difference and row.difference._asdict()}
@@ -152,8 +154,21 @@ def print_comparison(result: Comparison) -> None:
     print(f"{'PASS' if result.passed else 'FAIL'}: {agreeing} of {len(result.rows)} tensors agree")
 
 
+def on_cpu(config: DumpConfig) -> DumpConfig:
+    """Both trees meet on the CPU only.
+
+    Raises:
+        ValueError: the config asks for an accelerator.
+    """
+    if config.device not in ("auto", "cpu"):
+        raise ValueError(
+            f"device: got {config.device!r}; both trees in one process run on the CPU: device=cpu"
+        )
+    return config
+
+
 def run_bisect(arguments: argparse.Namespace) -> int:
-    config = load(DumpConfig, arguments.config, arguments.override)
+    config = on_cpu(load(DumpConfig, arguments.config, arguments.override))
     a, b = Tree(arguments.a, "cpu"), Tree({"ms": "pt", "pt": "ms"}[arguments.a], "cpu")
     findings = bisect(config, a, b)
     for f in findings:
@@ -173,38 +188,53 @@ def run_modes(arguments: argparse.Namespace) -> int:
     results = list(modes(config, Tree(arguments.tree, config.device)))
     for r in results:
         print(f"{r.verdict}  {r.name}: {r.relative:.1e}, allowed {r.tolerance:.0e}")
+    save(arguments, [r._asdict() for r in results])
     return 0 if all(r.verdict == "pass" for r in results) else 1
 
 
 def run_selftest(arguments: argparse.Namespace) -> int:
     outcomes = []
-    for outcome in selftest(load(DumpConfig, arguments.config), Tree("ms", "cpu"), Tree("pt", "cpu")):
+    config = on_cpu(load(DumpConfig, arguments.config, arguments.override))
+    for outcome in selftest(config, Tree("ms", "cpu"), Tree("pt", "cpu")):
         outcomes.append(outcome)
         state = "found" if outcome.found else f"NOT FOUND, expected {outcome.fault.expected}"
         print(f"{outcome.fault.name}: {outcome.fault.found_by} names {outcome.named}: {state}", flush=True)
+    save(arguments, [{"fault": o.fault.name, "named": o.named, "found": o.found} for o in outcomes])
     found = sum(outcome.found for outcome in outcomes)
     print(f"{found} of {len(FAULTS)} planted faults found and named")
     return 0 if found == len(FAULTS) else 1
 
 
 def run_audit(arguments: argparse.Namespace) -> int:
-    cls = TransformerConfig if arguments.model == "transformer" else VAEConfig
-    if arguments.config:
-        config = build(cls, json.loads(Path(arguments.config).read_text()), where=arguments.config)
-    else:
-        config = read_hub_config(cls, arguments.checkpoint)
-    weights = StoredWeights(arguments.checkpoint)
-    problems = audit_keys(Tree(arguments.tree, "cpu"), arguments.model, config, weights)
-    reports = audit_tensors(weights)
+    path = Path(arguments.model) if arguments.model else Path(arguments.checkpoint) / "config.json"
+    content = read_json(path)
+    cls = TransformerConfig if "num_attention_heads" in content else VAEConfig
+    config, weights = build(cls, content, where=str(path)), StoredWeights(arguments.checkpoint)
+    problems = []
+    for name in [arguments.tree] if arguments.tree else installed_trees():
+        problems += [f"{name}: {line}" for line in audit_keys(Tree(name, "cpu"), config, weights)]
+    reports, hashes = audit_tensors(weights), sha256(arguments.checkpoint)
+    for r in reports:
+        print(f"{r.name} {r.shape} {r.dtype}: mean {r.mean:.2e}, std {r.std:.2e}, largest {r.largest:.2e}")
     odd = [r for r in reports if r.odd]
-    for line in problems:
+    for line in [*problems, *(f"odd: {r.name} {r.shape}: {', '.join(r.odd)}" for r in odd)]:
         print(line)
-    for r in odd:
-        print(f"odd: {r.name} {r.shape} {r.dtype}: {', '.join(r.odd)}")
-    for name, digest in sha256(arguments.checkpoint).items():
+    for name, digest in hashes.items():
         print(f"sha256 {digest}  {name}")
+    save(arguments, {"problems": problems, "tensors": [r._asdict() for r in reports], "sha256": hashes})
     print(f"{len(weights)} tensors, {len(problems)} keys wrong, {len(odd)} tensors odd")
     return 1 if problems or odd else 0
+
+
+def installed_trees() -> list[str]:
+    """The trees whose framework is on this machine."""
+    return [tree for tree, name in (("ms", "mindspore"), ("pt", "torch")) if importlib.util.find_spec(name)]
+
+
+def save(arguments: argparse.Namespace, measurements: object) -> None:
+    """Write the measurements if --json asks for it."""
+    if arguments.json:
+        write_json(arguments.json, measurements)
 
 
 def describe(result: CaseResult) -> str:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.checkpoint import StoredWeights, weight_files
-from common.models import HubConfig
+from common.checkpoint import StoredWeights, weight_files, wrong_keys
+from common.models import HubConfig, TransformerConfig
 
 from .tree import Tree
+
+FLOATS = {"F32", "F16", "BF16"}
 
 
 class TensorReport(NamedTuple):
@@ -24,19 +26,15 @@ class TensorReport(NamedTuple):
     odd: list[str]
 
 
-def audit_keys(tree: Tree, kind: str, config: HubConfig, weights: StoredWeights) -> list[str]:
+def audit_keys(tree: Tree, config: HubConfig, weights: StoredWeights) -> list[str]:
     """Every missing, unexpected and misshapen key, one sentence each; empty if the checkpoint fits."""
-    cls = tree.transformer.Transformer if kind == "transformer" else tree.vae.WFVAE
+    cls = tree.transformer.Transformer if isinstance(config, TransformerConfig) else tree.vae.WFVAE
     expected = {name: tuple(p.shape) for name, p in tree.runtime.parameters(cls(config)).items()}
-    problems = [f"missing {name} {shape}" for name, shape in expected.items() if name not in weights.shapes]
-    problems += [
-        f"unexpected {name} {shape}" for name, shape in weights.shapes.items() if name not in expected
-    ]
-    problems += [
-        f"misshapen {name}: file has {weights.shapes[name]}, model wants {shape}"
-        for name, shape in expected.items()
-        if name in weights.shapes and weights.shapes[name] != shape
-    ]
+    problems = wrong_keys(expected, weights.shapes)
+    kinds = {weights.dtype(name) for name in weights}
+    strange = sorted(kinds - FLOATS)
+    if strange:
+        problems.append(f"dtypes {', '.join(strange)} among the weights, wanted {', '.join(sorted(FLOATS))}")
     return problems
 
 

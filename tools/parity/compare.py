@@ -39,13 +39,12 @@ class Comparison(NamedTuple):
 
     def first_failed(self, stage: str) -> Row | None:
         """Where a stage began to differ: weights and inputs first, then activations in order of execution."""
-        kinds = ("weights.", "in.", "act.", "out.", "grad.", "param.")
+        kinds = ("weights", "in", "act", "out", "grad", "param")
         failed = [row for row in self.failed if row.name.startswith(f"{stage}/")]
         order = {row.name: i for i, row in enumerate(failed)}
 
         def rank(row: Row) -> tuple[int, int]:
-            kind = row.name.partition("/")[2]
-            return next((i for i, k in enumerate(kinds) if k in kind), len(kinds)), order[row.name]
+            return kinds.index(_kind(row.name).rpartition("/")[2]), order[row.name]
 
         return min(failed, key=rank, default=None)
 
@@ -70,7 +69,7 @@ def _row(name: str, a: Recording, b: Recording, oracle: Recording | None, dtype:
         return _against_oracle(name, ours, theirs, oracle.tensors[name], dtype, measured, scale)
     rule = tolerance_of(name, dtype)
     largest = max(_largest(ours), _largest(theirs), tolerances()["zero_below"][dtype] * scale)
-    relative = measured.max_abs / largest if measured.max_abs else 0.0
+    relative = measured.max_abs / max(largest, 1e-300) if measured.max_abs else 0.0
     verdict = PASS if relative <= rule["relative"] else FAIL
     return Row(name, verdict, measured, relative, rule["relative"], "" if verdict == PASS else rule["why"])
 
@@ -84,8 +83,9 @@ def _against_oracle(name, ours, theirs, truth, dtype, measured, scale) -> Row:
     floor = rule["floor_of_gradients" if "/grad." in name else "floor"].get(dtype, 0.0)
     bound = rule["factor"] * error_b + floor * largest
     relative = error_a / bound if bound else (0.0 if error_a == 0 else np.inf)
+    sound = np.isfinite(error_a) and np.isfinite(error_b)
     note = f"error of A {error_a:.1e}, of B {error_b:.1e}, bound {bound:.1e}"
-    return Row(name, PASS if error_a <= bound else FAIL, measured, relative, 1.0, note)
+    return Row(name, PASS if sound and error_a <= bound else FAIL, measured, relative, 1.0, note)
 
 
 def tolerance_of(name: str, dtype: str) -> dict:
@@ -94,6 +94,13 @@ def tolerance_of(name: str, dtype: str) -> dict:
         if fnmatch.fnmatch(name, rule["name"]) and fnmatch.fnmatch(dtype, rule["dtype"]):
             return rule
     raise ValueError(f"tolerances.yaml has no rule for {name} in {dtype}")
+
+
+def differing_settings(a: Recording, b: Recording) -> list[tuple[str, object, object]]:
+    """Keys of the two configs whose values differ, but for the device and the precision."""
+    ours, theirs = a.facts.get("config", {}), b.facts.get("config", {})
+    keys = [key for key in {**ours, **theirs} if key not in ("device", "dtype")]
+    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
 
 
 def drift(comparison: Comparison, stage: str) -> list[tuple[str, float]]:

@@ -20,12 +20,12 @@ class Difference(NamedTuple):
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Compare arrays of one shape; NaN or Inf in different places makes every measure infinite."""
+    """Compare arrays of one shape. NaN anywhere, or Inf not equal in place and sign, makes it infinite."""
     a, b = np.asarray(ours, np.float64).ravel(), np.asarray(theirs, np.float64).ravel()
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite]):
         return Difference(np.inf, np.inf, -1.0, 0.0)
     same = a == b
-    finite = np.isfinite(a)
     a, b = a[finite], b[finite]
     if a.size == 0:
         return Difference(0.0, 0.0, 1.0, float(same.mean()) if same.size else 1.0)

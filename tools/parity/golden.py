@@ -25,7 +25,7 @@ class CaseResult(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        return self.implemented and all(verdict.passed for verdict in self.verdicts)
+        return self.implemented and bool(self.verdicts) and all(v.passed for v in self.verdicts)
 
 
 def check_case(tree: Tree, folder: str | Path, name: str) -> CaseResult:
@@ -38,6 +38,7 @@ def check_case(tree: Tree, folder: str | Path, name: str) -> CaseResult:
     recorded = dict(case.outputs)
     if not recorded:  # a case without tensors: its runner reports what came out right
         recorded = {key: np.ones_like(value) for key, value in ours.items()}  # type: ignore[arg-type]
+    recorded |= {name: None for name in case.record["outputs"] if name not in recorded}
     verdicts = [
         _judge(tree, case, output, ours.get(output), recorded.get(output)) for output in {**recorded, **ours}
     ]
@@ -55,7 +56,7 @@ def _judge(tree: Tree, case: Case, output: str, ours: Any, golden: np.ndarray | 
         verdict = judge(output, ours.ours, ours.instead, tolerance, ours.why)
         return verdict._replace(verdict=KNOWN_DEFECT) if verdict.passed else verdict
     if golden is None:
-        return Verdict(output, FAIL, tolerance, None, "not in the recording")
+        return Verdict(output, FAIL, tolerance, None, "not in the recording's file")
     return judge(output, ours, golden, tolerance, why)
 
 

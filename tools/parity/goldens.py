@@ -70,12 +70,16 @@ def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def select(folder: str | Path, pattern: str = "*") -> list[str]:
-    """Names of the cases that match a glob and whose files are all there, in the manifest's order."""
-    return [
-        name
-        for name, record in read_manifest(folder).items()
-        if fnmatch.fnmatch(name, pattern) and all((Path(folder) / file).is_file() for file in _files(record))
-    ]
+    """Names of the cases that match a glob, in the manifest's order.
+
+    Raises:
+        ValueError: a file that one of them needs is not there; a case is never left out silently.
+    """
+    records = {n: r for n, r in read_manifest(folder).items() if fnmatch.fnmatch(n, pattern)}
+    missing = sorted({f for r in records.values() for f in _files(r) if not (Path(folder) / f).is_file()})
+    if missing:
+        raise ValueError(f"goldens {folder}: files missing: {', '.join(missing)}; copy them or narrow --case")
+    return list(records)
 
 
 def read_case(folder: str | Path, name: str) -> Case:

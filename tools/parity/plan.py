@@ -7,7 +7,7 @@ from pydantic import Field
 from common.config import Config
 from common.models import TransformerConfig, VAEConfig
 from common.optim import AdamWConfig
-from common.runs import Device, ModelSource, SamplerConfig
+from common.runs import Device, ModelSource, SamplerConfig, latent_size
 from common.text import TextConfig
 
 Stage = Literal["op", "block", "vae", "dit", "text", "sampler", "train-step", "pipeline"]
@@ -17,7 +17,7 @@ STAGES: tuple[Stage, ...] = ("op", "block", "vae", "dit", "text", "sampler", "tr
 class DumpConfig(Config):
     """What `python -m tools.parity dump` computes. Inputs are drawn by name from `seed`."""
 
-    stages: list[Stage] = Field(default_factory=lambda: list(STAGES))
+    stages: list[Stage] = Field(default_factory=lambda: list(STAGES), min_length=1)
     transformer: ModelSource
     vae: ModelSource
     text: TextConfig | None = None  # needed by the stages text and pipeline
@@ -41,13 +41,10 @@ class DumpConfig(Config):
         return self.vae.resolve(VAEConfig, "vae")
 
     def latent_shape(self) -> tuple[int, int, int, int, int]:
-        """(B, C, T, H, W) of the latents."""
-        stride_t, stride_h, stride_w = self.vae_config().stride_thw
-        frames = (self.num_frames - 1) // stride_t + 1
-        return (
-            self.batch,
-            self.vae_config().latent_dim,
-            frames,
-            self.height // stride_h,
-            self.width // stride_w,
-        )
+        """(B, C, T, H, W) of the latents.
+
+        Raises:
+            ValueError: a size the models cannot make.
+        """
+        vae, transformer = self.vae_config(), self.transformer_config()
+        return (self.batch, vae.latent_dim, *latent_size(self, vae, transformer))

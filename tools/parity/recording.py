@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from common.checkpoint import read_metadata, read_safetensors
-from common.files import whole_file
+from common.files import write_safetensors
 from common.noise import index_of, normal
 
 
@@ -21,9 +20,6 @@ class Recording(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     facts: dict[str, Any]
-
-    def stages(self) -> list[str]:
-        return list(dict.fromkeys(name.partition("/")[0] for name in self.tensors))
 
 
 class Recorder:
@@ -60,9 +56,7 @@ def fingerprint(array: np.ndarray) -> np.ndarray:
 def write(path: str | Path, recording: Recording) -> None:
     """Store a recording; safetensors sorts names, so their order travels in the metadata."""
     metadata = {"order": json.dumps(list(recording.tensors)), "facts": json.dumps(recording.facts)}
-    arrays = {name: np.asarray(array, order="C") for name, array in recording.tensors.items()}
-    with whole_file(path) as temporary:
-        save_file(arrays, temporary, metadata)
+    write_safetensors(path, recording.tensors, metadata)
 
 
 def read(path: str | Path) -> Recording:

@@ -82,7 +82,7 @@ def dropped_bias(tree: Tree, model: Any) -> None:
 
 @contextlib.contextmanager
 def half_accumulation(tree: Tree) -> Iterator[None]:
-    """Matrix products of rounded operands, as an accelerator with float16 accumulators has them."""
+    """Every matrix product rounded to float16, the least that an accelerator with such accumulators does."""
     linear = tree.ops.linear
 
     def rounded(x: Any, weight: Any, bias: Any) -> Any:

@@ -5,6 +5,7 @@ in ms).
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -245,16 +246,8 @@ def sampler_rows(config: DumpConfig) -> SamplerTable:
 def run_sampler(lab: Lab, record: Recorder) -> None:
     """The sampler's table, and latents after every step with the transformer at random text."""
     table = sampler_rows(lab.config)
-    for name in (
-        "timesteps_R",
-        "input_scale_R",
-        "pred_sample_R",
-        "pred_output_R",
-        "sample_R",
-        "past_RH",
-        "noise_R",
-    ):
-        record.put(f"in.{name}", getattr(table, name))
+    for field in dataclasses.fields(table)[1:]:  # all but its name
+        record.put(f"in.{field.name}", np.asarray(getattr(table, field.name)))
     model, shape = lab.transformer(), lab.config.latent_shape()
     sample_latents(
         lab,
@@ -278,18 +271,9 @@ def sample_latents(
         record.put(f"act.step_{step.index}.latent", lab.tree.numpy(step.latent_BCTHW))
 
     noise = lab.tree.pipeline.seeded_noise(shape, [lab.config.seed + b for b in range(shape[0])])
-    latents = lab.tree.pipeline.denoise(
-        model,
-        table,
-        text[rows],
-        keep[rows],
-        shape,
-        noise,
-        settings.guidance_scale,
-        settings.guidance_rescale,
-        on_step,
-        lab.config.dtype,
-    )
+    guidance = (settings.guidance_scale, settings.guidance_rescale)
+    sampler = lab.tree.pipeline.LatentSampler(model, table, *guidance, lab.config.dtype)
+    latents = sampler(text[rows], keep[rows], shape, noise, on_step)
     record.put("out.latent", lab.tree.numpy(latents))
     return latents
 

@@ -45,17 +45,8 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
         results[f"latents_after_step_{step.index}"] = tree.numpy(step.latent_BCTHW)
         outputs.append(tree.numpy(step.output_GCTHW))
 
-    latents = tree.pipeline.denoise(
-        model,
-        table,
-        text,
-        keep,
-        latent_shape,
-        draws.__getitem__,
-        call["guidance_scale"],
-        call["guidance_rescale"],
-        record_step,
-    )
+    sampler = tree.pipeline.LatentSampler(model, table, call["guidance_scale"], call["guidance_rescale"])
+    latents = sampler(text, keep, latent_shape, draws.__getitem__, record_step)
     results |= {f"model_output_{i}": output for i, output in enumerate(outputs)}
     doubled = np.concatenate([draws[0], draws[0]]) if guided else draws[0]
     results["first_model_input"] = (table.input_scale_R[0] * table.init_noise_sigma * doubled).astype(
