@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import platform
-import resource
 from collections.abc import Callable, Iterator, Mapping
 
 import mindspore
@@ -13,6 +12,7 @@ from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
 from common.checkpoint import check_weights, shapes_of
+from common.host import cpu_name, peak_process_memory_mb
 
 from . import kernels
 
@@ -179,22 +179,17 @@ def _report(sink: Callable, name: str, cell: nn.Cell, arguments: tuple, result: 
     sink(name, arguments, result)
 
 
-def synchronize() -> None:
-    """Wait for the device, so that a clock read next is honest."""
-    mindspore.runtime.synchronize()
-
-
 def peak_memory_mb(device: str) -> float:
     """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_process_memory_mb()
     return mindspore.runtime.max_memory_allocated() / 2**20
 
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
     if device == "cpu":
-        return platform.processor() or platform.machine()
+        return cpu_name()
     return mindspore.hal.get_device_name(mindspore.get_context("device_id"))
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import platform
-import resource
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from common.checkpoint import check_weights, shapes_of
+from common.host import cpu_name, peak_process_memory_mb
 
 from . import kernels
 
@@ -157,23 +157,17 @@ def _report(sink: Callable, name: str, module: nn.Module, arguments: tuple, resu
     sink(name, arguments, result)
 
 
-def synchronize() -> None:
-    """Wait for the device, so that a clock read next is honest."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def peak_memory_mb(device: str) -> float:
     """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_process_memory_mb()
     return torch.cuda.max_memory_allocated() / 2**20
 
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
     if device == "cpu":
-        return platform.processor() or platform.machine()
+        return cpu_name()
     return torch.cuda.get_device_name()
 
 

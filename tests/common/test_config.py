@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from common.captions import NEGATIVE_PROMPT, PROMPT_TEMPLATE
 from common.config import Config, build, load
 from common.models import TransformerConfig, VAEConfig
 from common.runs import ReconstructConfig, SampleConfig
@@ -150,3 +151,11 @@ def test_presets_load_and_say_how_to_run_them(path):
     for word in ("command:", "hardware:", "result:"):
         assert word in head, f"{path.name} does not open with its {word}"
     assert yaml.safe_load(path.read_text())
+
+
+def test_released_presets_use_the_references_prompts():
+    for path in PRESETS:
+        if "sample_released" in path.stem:
+            config = load(SampleConfig, path)
+            assert config.prompt_template == PROMPT_TEMPLATE
+            assert config.negative_prompt == NEGATIVE_PROMPT

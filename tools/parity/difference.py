@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-PASS, FAIL, KNOWN_DEFECT = "pass", "fail", "known-defect"
+PASS, FAIL, KNOWN_DEFECT, NOT_APPLICABLE = "pass", "fail", "known-defect", "n/a"
 
 
 class Difference(NamedTuple):
@@ -39,14 +39,14 @@ class Verdict(NamedTuple):
     """One output of one case."""
 
     output: str
-    verdict: str  # pass, fail or known-defect
+    verdict: str  # pass, fail, known-defect, or n/a for what our design does not have
     tolerance: float
     difference: Difference | None
     note: str = ""
 
     @property
     def passed(self) -> bool:
-        return self.verdict in (PASS, KNOWN_DEFECT)
+        return self.verdict in (PASS, KNOWN_DEFECT, NOT_APPLICABLE)
 
 
 def judge(output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float, note: str = "") -> Verdict:

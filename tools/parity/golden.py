@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cases import run_case
-from .cases.defect import Defect
-from .difference import FAIL, KNOWN_DEFECT, Verdict, judge, tolerances
+from .cases.defect import Defect, NotApplicable
+from .difference import FAIL, KNOWN_DEFECT, NOT_APPLICABLE, PASS, Verdict, judge, tolerances
 from .goldens import Case, read_case
 from .tree import Tree
 
@@ -25,7 +25,8 @@ class CaseResult(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        return self.implemented and bool(self.verdicts) and all(v.passed for v in self.verdicts)
+        compared = any(v.verdict in (PASS, KNOWN_DEFECT) for v in self.verdicts)
+        return self.implemented and compared and all(v.passed for v in self.verdicts)
 
 
 def check_case(tree: Tree, folder: str | Path, name: str) -> CaseResult:
@@ -49,6 +50,8 @@ def _judge(tree: Tree, case: Case, output: str, ours: Any, golden: np.ndarray | 
     tolerance, why = tolerance_of(tree.name, case, output)
     if ours is None:
         return Verdict(output, FAIL, tolerance, None, "not computed")
+    if isinstance(ours, NotApplicable):
+        return Verdict(output, NOT_APPLICABLE, tolerance, None, ours.why)
     if isinstance(ours, Defect):
         tolerance = (
             tolerance or _scale(ours.instead) * 2e-5

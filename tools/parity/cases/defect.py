@@ -11,3 +11,9 @@ class Defect(NamedTuple):
     ours: np.ndarray
     instead: np.ndarray
     why: str
+
+
+class NotApplicable(NamedTuple):
+    """An output of something our design does not have; it is neither passed nor failed."""
+
+    why: str
