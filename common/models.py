@@ -97,6 +97,88 @@ class VAEConfig(HubConfig):
         return (8 if self.l1_is_3d else 4, 8, 8)
 
 
+Resnet = Literal["ResnetBlock2D", "ResnetBlock3D"]
+
+
+class CausalVAEConfig(HubConfig):
+    """OD-VAE of Open-Sora Plan v1.2 (arXiv:2409.01199). Defaults are the released model's.
+
+    Lists have one entry per level, from the pixels inwards; "" leaves a resampler out.
+    """
+
+    hidden_size: int = 128
+    z_channels: int = 4
+    hidden_size_mult: tuple[int, ...] = (1, 2, 4, 4)
+    attn_resolutions: tuple[()] = ()
+    dropout: float = 0.0
+    resolution: int = 256
+    double_z: Literal[True] = True
+    embed_dim: int = 4
+    num_res_blocks: int = 2
+    q_conv: Literal["CausalConv3d"] = "CausalConv3d"
+    encoder_conv_in: Literal["Conv2d", "CausalConv3d"] = "Conv2d"
+    encoder_conv_out: Literal["CausalConv3d"] = "CausalConv3d"
+    encoder_attention: Literal["AttnBlock3DFix"] = "AttnBlock3DFix"
+    encoder_resnet_blocks: tuple[Resnet, ...] = (
+        "ResnetBlock2D",
+        "ResnetBlock2D",
+        "ResnetBlock3D",
+        "ResnetBlock3D",
+    )
+    encoder_spatial_downsample: tuple[Literal["", "Downsample", "SpatialDownsample2x"], ...] = (
+        "Downsample",
+        "Downsample",
+        "Downsample",
+        "",
+    )
+    encoder_temporal_downsample: tuple[Literal["", "TimeDownsample2x", "TimeDownsampleRes2x"], ...] = (
+        "",
+        "TimeDownsampleRes2x",
+        "TimeDownsampleRes2x",
+        "",
+    )
+    encoder_mid_resnet: Literal["ResnetBlock3D"] = "ResnetBlock3D"
+    decoder_conv_in: Literal["CausalConv3d"] = "CausalConv3d"
+    decoder_conv_out: Literal["CausalConv3d"] = "CausalConv3d"
+    decoder_attention: Literal["AttnBlock3DFix"] = "AttnBlock3DFix"
+    decoder_resnet_blocks: tuple[Resnet, ...] = ("ResnetBlock3D",) * 4
+    decoder_spatial_upsample: tuple[Literal["", "Upsample", "SpatialUpsample2x"], ...] = (
+        "",
+        "SpatialUpsample2x",
+        "SpatialUpsample2x",
+        "SpatialUpsample2x",
+    )
+    decoder_temporal_upsample: tuple[Literal["", "TimeUpsample2x", "TimeUpsampleRes2x"], ...] = (
+        "",
+        "",
+        "TimeUpsampleRes2x",
+        "TimeUpsampleRes2x",
+    )
+    decoder_mid_resnet: Literal["ResnetBlock3D"] = "ResnetBlock3D"
+    use_quant_layer: bool = True
+    norm_type: Literal["groupnorm", "layernorm"] = "groupnorm"
+
+    @model_validator(mode="after")
+    def _check(self) -> "CausalVAEConfig":
+        levels = len(self.hidden_size_mult)
+        for name, values in self.model_dump().items():
+            if (
+                name.startswith(("encoder_", "decoder_"))
+                and isinstance(values, tuple)
+                and len(values) != levels
+            ):
+                raise ValueError(
+                    f"{name} has {len(values)} entries, hidden_size_mult has {levels}; one per level"
+                )
+        return self
+
+    @property
+    def stride_thw(self) -> tuple[int, int, int]:
+        """Pixels per latent cell in time, height and width."""
+        space = 2 ** sum(map(bool, self.encoder_spatial_downsample))
+        return (2 ** sum(map(bool, self.encoder_temporal_downsample)), space, space)
+
+
 class TransformerConfig(HubConfig):
     """The Skiparse diffusion transformer of Open-Sora Plan v1.3 (arXiv:2412.00131). Defaults are the released
     model's.

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
 
 from torch import Tensor, nn
 
-from common.models import VAEConfig
+from common.models import CausalVAEConfig, VAEConfig
 
 from . import ops, runtime
 from .layers import normalize
@@ -257,7 +257,7 @@ def join_frames(parts: tuple) -> Tensor:
     return ops.cat(parts, 2)
 
 
-def check_clip(config: VAEConfig, shape: tuple) -> None:
+def check_clip(config: VAEConfig | CausalVAEConfig, shape: tuple) -> None:
     """Refuse a clip the VAE cannot encode, before any work is done."""
     stride_t, stride_h, stride_w = config.stride_thw
     _, C, T, H, W = shape

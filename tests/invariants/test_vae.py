@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.models import CausalVAEConfig
 from common.noise import normal
 from tests.tiny import build, tiny_vae_config
 from tools.parity.tree import Tree
@@ -67,6 +68,34 @@ def test_ninety_three_frames_in_chunks(tree):
     whole, chunked = decode(tree, vae, z), decode(tree, vae, z, 2)
     assert whole.shape[2] == 93
     np.testing.assert_allclose(chunked, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+@pytest.mark.parametrize("learned", [False, True])
+def test_od_vae_in_chunks_equals_whole(tree, learned):
+    """The decoder of its LayerNorm form; the encoder always holds a GroupNorm, so it refuses chunks."""
+    config = CausalVAEConfig(
+        hidden_size=32,
+        hidden_size_mult=(1, 1, 1, 1),
+        num_res_blocks=1,
+        norm_type="layernorm",
+        encoder_temporal_downsample=(
+            "",
+            *(["TimeDownsampleRes2x" if learned else "TimeDownsample2x"] * 2),
+            "",
+        ),
+        decoder_temporal_upsample=("", "", *(["TimeUpsampleRes2x" if learned else "TimeUpsample2x"] * 2)),
+    )
+    vae = tree.causal_vae.CausalVAE(config)
+    tree.loading.initialize(vae, 0)
+    tree.runtime.place(vae, tree.device)
+    for latent_frames in range(2, 6):
+        z = normal((1, 4, latent_frames, 2, 2), 1, latent_frames)
+        whole = decode(tree, vae, z)
+        assert whole.shape == (1, 3, 4 * latent_frames - 3, 16, 16)
+        np.testing.assert_allclose(decode(tree, vae, z, 2), whole, atol=1e-4)
+    with pytest.raises(ValueError, match="GroupNorm's statistics span time"):
+        encode(tree, vae, clip(9), 4)
 
 
 @pytest.mark.parametrize("tree", [PT], indirect=True)

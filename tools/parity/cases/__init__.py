@@ -17,7 +17,7 @@ from .defect import Defect
 from .sampling import run_sampling, run_schedulers
 from .text import run_captions, run_metrics, run_text_encoder
 from .transformer import run_block, run_masks, run_pieces, run_rope, run_skiparse, run_transformer
-from .vae import run_posterior, run_vae, run_vae_blocks, run_vae_chunks, run_wavelets
+from .vae import run_causal_vae, run_posterior, run_vae, run_vae_blocks, run_vae_chunks, run_wavelets
 
 
 def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
@@ -29,6 +29,7 @@ def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
 RUNNERS: dict[str, Callable[[Tree, Case], dict[str, Any]]] = {
     "wfvae": run_vae,
     "wfvae-tiling": run_vae_chunks,
+    "causalvae": run_causal_vae,
     "vae-posterior": run_posterior,
     "wavelet": run_wavelets,
     "vae-blocks": run_vae_blocks,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.config import build
-from common.models import VAEConfig
+from common.models import CausalVAEConfig, VAEConfig
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
@@ -93,6 +93,26 @@ def run_vae_chunks(tree: Tree, case: Case) -> dict[str, Any]:
             results[f"decoded_z_{tag}"] = Defect(decoded, whole, why)
         else:
             results[f"decoded_z_{tag}"] = decoded
+    return results
+
+
+def run_causal_vae(tree: Tree, case: Case) -> dict[str, Any]:
+    """OD-VAE, whole clips, and its wrapper with one fixed factor."""
+    config = build(CausalVAEConfig, case.record["config"], case.name)
+    vae = tree.load(tree.causal_vae.CausalVAE(config), case.weights, case.name)
+    given, results = case.inputs, {}
+    with tree.runtime.inference():
+        if "latent_to_decode" in given:
+            moments = tree.numpy(vae.encode(tree.tensor(given["x"])))
+            sample = tree.call(tree.posterior.posterior_sample, moments, given["posterior_noise.0"])
+            decoded = tree.numpy(vae.decode(tree.tensor(given["latent_to_decode"] / np.float32(0.18215))))
+            return {"latent": sample * np.float32(0.18215), "decoded": decoded.transpose(0, 2, 1, 3, 4)}
+        for tag in (name.removeprefix("x_") for name in given if name.startswith("x_")):
+            moments = tree.numpy(vae.encode(tree.tensor(given[f"x_{tag}"])))
+            mean, _ = tree.call(tree.posterior.split_moments, moments)
+            results[f"moments_{tag}"] = moments
+            results[f"decoded_z_{tag}"] = tree.numpy(vae.decode(tree.tensor(given[f"z_{tag}"])))
+            results[f"recon_mode_{tag}"] = tree.numpy(vae.decode(tree.tensor(mean)))
     return results
 
 
