@@ -5,6 +5,7 @@ python -m tools.demo [key=value ...]        overrides for the sampling config, e
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ def main() -> int:
         "sample": ["configs/sample_demo.yaml", *sys.argv[1:]],
     }
     ok = True
+    shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)  # only this program writes there
     for command, arguments in runs.items():
         for tree, framework in TREES.items():
             run(tree, framework, command, arguments)
