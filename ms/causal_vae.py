@@ -6,6 +6,7 @@ Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
 """
 
 from itertools import pairwise
+from typing import Any
 
 from mindspore import Tensor, nn
 
@@ -52,23 +53,12 @@ class Down(nn.Cell):
     def __init__(self, blocks: nn.CellList, spatial: str, time: str, channels: int):
         super().__init__()
         self.block = blocks
-        self.in_space = bool(spatial)
-        self.in_time = bool(time)
-        if spatial:
-            self.downsample = getattr(resample, spatial)(channels, channels)
-        if time:
-            self.time_downsample = time_resampler(time, channels)
-        self.num_block_pasts = count_pasts(blocks)
-        self.num_pasts = self.num_block_pasts + (count_pasts([self.time_downsample]) if time else 0)
+        self.downsample = space_resampler(spatial, channels)
+        self.time_downsample = time_resampler(time, channels)
+        self.num_pasts = count_pasts([*blocks, *([self.time_downsample] if time else [])])
 
     def construct(self, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
-        x_BCTHW, future = stream(self.block, x_BCTHW, past[: self.num_block_pasts], first, last)
-        if self.in_space:
-            x_BCTHW = self.downsample(x_BCTHW)
-        if self.in_time:
-            x_BCTHW, kept = self.time_downsample(x_BCTHW, past[self.num_block_pasts :], first, last)
-            future = future + kept
-        return x_BCTHW, future
+        return run_level(self.block, self.downsample, self.time_downsample, x_BCTHW, past, first, last)
 
 
 class Up(nn.Cell):
@@ -79,27 +69,36 @@ class Up(nn.Cell):
     def __init__(self, blocks: nn.CellList, spatial: str, time: str, channels: int):
         super().__init__()
         self.block = blocks
-        self.in_space = bool(spatial)
-        self.in_time = bool(time)
-        if spatial:
-            self.upsample = getattr(resample, spatial)(channels, channels)
-        if time:
-            self.time_upsample = time_resampler(time, channels)
-        self.num_block_pasts = count_pasts(blocks)
-        self.num_pasts = self.num_block_pasts + (count_pasts([self.time_upsample]) if time else 0)
+        self.upsample = space_resampler(spatial, channels)
+        self.time_upsample = time_resampler(time, channels)
+        self.num_pasts = count_pasts([*blocks, *([self.time_upsample] if time else [])])
 
     def construct(self, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
-        x_BCTHW, future = stream(self.block, x_BCTHW, past[: self.num_block_pasts], first, last)
-        if self.in_space:
-            x_BCTHW = self.upsample(x_BCTHW)
-        if self.in_time:
-            x_BCTHW, kept = self.time_upsample(x_BCTHW, past[self.num_block_pasts :], first, last)
-            future = future + kept
-        return x_BCTHW, future
+        return run_level(self.block, self.upsample, self.time_upsample, x_BCTHW, past, first, last)
 
 
-def time_resampler(name: str, channels: int) -> nn.Cell:
-    """A resampler in time by the config's name; the learned ones have channels."""
+def run_level(
+    blocks: nn.CellList, space: Any, time: Any, x_BCTHW: Tensor, past: tuple, first: bool, last: bool
+) -> tuple:
+    """Residual blocks, then the resamplers a level has; the one in time takes the last share of `past`."""
+    x_BCTHW, future = stream(blocks, x_BCTHW, past, first, last)
+    if space is not None:
+        x_BCTHW = space(x_BCTHW)
+    if time is not None:
+        x_BCTHW, kept = time(x_BCTHW, past[len(past) - time.num_pasts :] if len(past) else (), first, last)
+        future = future + kept
+    return x_BCTHW, future
+
+
+def space_resampler(name: str, channels: int) -> Any:
+    """A resampler in space by the config's name, or None."""
+    return getattr(resample, name)(channels, channels) if name else None
+
+
+def time_resampler(name: str, channels: int) -> Any:
+    """A resampler in time by the config's name, or None; the learned ones have channels."""
+    if not name:
+        return None
     cls = getattr(resample, name)
     return cls(channels, channels) if "Res" in name else cls()
 
