@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.e2e import test_command_lines as lines
-from tools.mirror import files
+from tools.mirror import ROOT, files
 
 ONLY = os.environ.get("TREE_ONLY", "")
 pytestmark = pytest.mark.skipif(not ONLY, reason="runs with TREE_ONLY=ms or TREE_ONLY=pt, as .ci/run does")
@@ -41,4 +41,14 @@ def test_a_command_line_runs(command, tmp_path, monkeypatch, capsys):
         tree, command, lines.write(tmp_path, settings), monkeypatch=monkeypatch, capsys=capsys
     )
     assert code == 0, err
+    assert not any(name in sys.modules for name in OTHER)
+
+
+def test_the_parity_tool_records_with_one_framework(tmp_path):
+    from tools.parity.__main__ import main
+
+    out = str(tmp_path / "recording.safetensors")
+    config = str(ROOT / "configs" / "parity_tiny.yaml")
+    assert main(["dump", config, "--tree", ONLY, "--out", out, "stages=[op,sampler]", "device=cpu"]) == 0
+    assert main(["compare", out, out]) == 0
     assert not any(name in sys.modules for name in OTHER)

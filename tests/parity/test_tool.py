@@ -12,7 +12,7 @@ from common.config import load
 from tests.tiny import build, tiny_transformer_config, tiny_vae_config
 from tools.parity import recording
 from tools.parity.__main__ import main
-from tools.parity.bisect import bisect
+from tools.parity.bisect import PASSES, bisect
 from tools.parity.compare import compare
 from tools.parity.difference import difference
 from tools.parity.dump import dump
@@ -20,6 +20,7 @@ from tools.parity.goldens import find_folder
 from tools.parity.plan import DumpConfig
 from tools.parity.recording import Recorder, Recording, fingerprint
 from tools.parity.selftest import FAULTS, selftest
+from tools.parity.stages import Lab
 from tools.parity.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,22 @@ def test_both_trees_agree_and_a_bisection_finds_nothing():
     result = compare(dump(config, ms), dump(config, pt))
     assert result.passed, result.failed[:5]
     assert bisect(config, ms, pt) == []
+    assert bisect(config, ms, pt, None, "vae") == []
+
+
+@pytest.mark.parametrize("tree", [PT], indirect=True)
+def test_a_fault_in_the_vae_is_named(tree, monkeypatch):
+    sound = Lab.vae
+
+    def faulty(lab):
+        vae = sound(lab)
+        if lab.tamper is not None:
+            vae.decoder.up2[0].norm2.norm.eps = 1e-3
+        return vae
+
+    monkeypatch.setitem(PASSES, "vae", (faulty, PASSES["vae"][1]))
+    findings = bisect(quick("num_frames=5"), tree, tree, lambda model: None, "vae")
+    assert [finding.name for finding in findings] == ["decoder.up2.0.norm2.norm"]
 
 
 @pytest.mark.ms

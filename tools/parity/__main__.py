@@ -16,7 +16,7 @@ from common.models import TransformerConfig, VAEConfig, read_json
 
 from . import goldens, recording, report
 from .audit import audit_keys, audit_tensors, sha256
-from .bisect import bisect
+from .bisect import PASSES, bisect
 from .compare import Comparison, compare, differing_settings
 from .dump import dump
 from .golden import CaseResult, check_case
@@ -170,7 +170,7 @@ def on_cpu(config: DumpConfig) -> DumpConfig:
 def run_bisect(arguments: argparse.Namespace) -> int:
     config = on_cpu(load(DumpConfig, arguments.config, arguments.override))
     a, b = Tree(arguments.a, "cpu"), Tree({"ms": "pt", "pt": "ms"}[arguments.a], "cpu")
-    findings = bisect(config, a, b)
+    findings = [finding for stage in PASSES for finding in bisect(config, a, b, None, stage)]
     for f in findings:
         at = "" if f.amplitude == 1.0 else f" at {f.amplitude:g} of the amplitude"
         print(

@@ -14,7 +14,7 @@ from .compare import tolerance_of
 from .difference import difference
 from .plan import DumpConfig
 from .recording import Recorder
-from .stages import Lab, denoiser_inputs
+from .stages import Lab, clip_and_latent, denoiser_inputs
 from .tree import Tree
 
 SMALL = 1e-3  # inputs are also tried at this amplitude, where the epsilon of a norm shows
@@ -40,12 +40,13 @@ class Finding(NamedTuple):
 
 
 def bisect(
-    config: DumpConfig, a: Tree, b: Tree, tamper: Callable[[Any], None] | None = None
+    config: DumpConfig, a: Tree, b: Tree, tamper: Callable[[Any], None] | None = None, stage: str = "dit"
 ) -> list[Finding]:
-    """Modules of B's transformer that are wrong on their own, in order of execution."""
+    """Modules of B's transformer ("dit") or VAE that are wrong on their own, in order of execution."""
     lab_a, lab_b = Lab(a, config), Lab(b, config, tamper)
-    model_a, model_b = lab_a.transformer(), lab_b.transformer()
-    calls = record_calls(lab_a, model_a)
+    build, forward = PASSES[stage]
+    model_a, model_b = build(lab_a), build(lab_b)
+    calls = record_calls(lab_a, model_a, forward)
     modules_a, modules_b = a.runtime.modules(model_a), b.runtime.modules(model_b)
     wrong: dict[str, Finding] = {}
     with a.runtime.inference(), a.runtime.recording(model_a, _ignore), b.runtime.recording(model_b, _ignore):
@@ -63,17 +64,33 @@ def bisect(
     return [f for name, f in wrong.items() if not any(other.startswith(name + ".") for other in wrong)]
 
 
-def record_calls(lab: Lab, model: Any) -> list[Call]:
+def record_calls(lab: Lab, model: Any, forward: Callable[[Lab, Any], None]) -> list[Call]:
     """Every module call of one forward pass, innermost first."""
     calls: list[Call] = []
 
     def sink(name: str, arguments: tuple, result: Any) -> None:
         calls.append(Call(name, to_numpy(lab.tree, tuple(arguments)), to_numpy(lab.tree, result)))
 
-    x, features, text, *rest = denoiser_inputs(lab, Recorder("dit", lab.config.seed), model)
     with lab.tree.runtime.inference(), lab.tree.runtime.recording(model, sink):
-        model(x, features, lab.tree.transformer.TextProjection(model)(text), *rest)
+        forward(lab, model)
     return calls
+
+
+def pass_transformer(lab: Lab, model: Any) -> None:
+    x, features, text, *rest = denoiser_inputs(lab, Recorder("dit", lab.config.seed), model)
+    model(x, features, lab.tree.transformer.TextProjection(model)(text), *rest)
+
+
+def pass_vae(lab: Lab, vae: Any) -> None:
+    x, z = clip_and_latent(lab, Recorder("vae", lab.config.seed))
+    vae.encode(x)
+    vae.decode(z)
+
+
+PASSES: dict[str, tuple[Callable[[Lab], Any], Callable[[Lab, Any], None]]] = {
+    "dit": (Lab.transformer, pass_transformer),
+    "vae": (Lab.vae, pass_vae),
+}
 
 
 def judge(call: Call, ours: Any, dtype: str, amplitude: float) -> Finding | None:

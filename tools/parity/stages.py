@@ -165,22 +165,28 @@ def run_block(lab: Lab, record: Recorder) -> None:
             record.put(f"out.{name}", tree.numpy(module(lab.tensor(pixels), (), True, True)[0]))
 
 
+def clip_and_latent(lab: Lab, record: Recorder) -> tuple:
+    """A clip in [-1, 1] and a latent of its size, as tensors, drawn and recorded."""
+    (_, *latent), config = lab.config.latent_shape(), lab.config
+    x = record.draw("x", (1, 3, config.num_frames, config.height, config.width))
+    return lab.tensor(np.tanh(x)), lab.tensor(record.draw("z", (1, *latent)))
+
+
 def run_vae(lab: Lab, record: Recorder) -> None:
     """Encode and decode a clip, whole and in chunks, with every module's activation."""
-    tree, vae, (_, *latent) = lab.tree, lab.vae(), lab.config.latent_shape()
+    tree, vae = lab.tree, lab.vae()
     lab.fingerprints(record, vae)
-    x = np.tanh(record.draw("x", (1, 3, lab.config.num_frames, lab.config.height, lab.config.width)))
-    z = record.draw("z", (1, *latent))
+    x, z = clip_and_latent(lab, record)
     with tree.runtime.inference():
-        record.put("out.moments", tree.numpy(vae.encode(lab.tensor(x))))
-        record.put("out.pixels", tree.numpy(vae.decode(lab.tensor(z))))
+        record.put("out.moments", tree.numpy(vae.encode(x)))
+        record.put("out.pixels", tree.numpy(vae.decode(z)))
         if lab.config.vae_config().norm_type == "layernorm":
             stride_t = lab.config.vae_config().stride_thw[0]
-            record.put("out.moments_in_chunks", tree.numpy(vae.encode(lab.tensor(x), stride_t)))
-            record.put("out.pixels_in_chunks", tree.numpy(vae.decode(lab.tensor(z), 1)))
+            record.put("out.moments_in_chunks", tree.numpy(vae.encode(x, stride_t)))
+            record.put("out.pixels_in_chunks", tree.numpy(vae.decode(z, 1)))
     with lab.activations(record, vae):
-        vae.encode(lab.tensor(x))
-        vae.decode(lab.tensor(z))
+        vae.encode(x)
+        vae.decode(z)
 
 
 def denoiser_inputs(lab: Lab, record: Recorder, model: Any) -> tuple:
