@@ -32,8 +32,9 @@ def grid_inputs(
 
     Args:
         latent_thw: latent frames, height and width in cells; height and width are multiples of the patch.
-        keep_BTHW: True where a latent cell holds video; None when all do. A patch counts if any of its cells
-        does. dtype: of the tokens; it matters only with `rope_precision: reference`.
+        batch: rows the transformer sees (2B under guidance).
+        keep_BTHW: True where a latent cell holds video; None when all do. A patch counts if any cell does.
+        dtype: of the tokens; it matters only with `rope_precision: reference`.
 
     Raises:
         ValueError: the latent size does not cut into patches.

@@ -137,11 +137,12 @@ def _everywhere(function: Callable) -> dict[str, Callable]:
 
 
 # attention(q, k, v, keep, num_heads, layout) -> like q
-# layout "SBH": q_SBE, k_LBE, v_LBE; layout "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L), or
-# None. frame_attention: the same for one wide head in float32 as the VAE has it, outside the fused operator's
-# limits. layer_norm(x, weight, bias, eps) over the last dim, group_norm(x, groups, weight, bias, eps):
-# float32 statistics. gelu(x), the tanh form. conv2d(x, weight, bias, stride, padding), conv3d(x, weight,
-# bias, stride_thw, padding_thw).
+#   layout "SBH": q_SBE, k_LBE, v_LBE; "BSH": q_BSE, k_BLE, v_BLE; keep broadcasts to (B, N, S, L) or is None
+# frame_attention: the same for the VAE's one wide head, which is outside the fused operator's limits
+# layer_norm(x, weight, bias, eps): over the last dim, statistics in float32
+# group_norm(x, groups, weight, bias, eps): likewise, over groups of channels
+# gelu(x): the tanh form
+# conv2d(x, weight, bias, stride, padding), conv3d(x, weight, bias, stride_thw, padding_thw)
 _KERNELS = {
     "attention": {"ascend": _attention_flash, "cpu": _attention_plain, "reference": _attention_plain},
     "frame_attention": _everywhere(_attention_plain),

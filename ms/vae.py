@@ -214,8 +214,7 @@ class WFVAE(nn.Cell):
         """Moments (B,2Z,T',H/8,W/8) of pixels in [-1, 1]; T must be a multiple of the time stride plus one.
 
         Args:
-            chunk_frames: pixel frames per chunk after the first (which holds one more), 0 for the whole clip
-            at once.
+            chunk_frames: pixel frames per chunk after the first, which holds one more; 0: the whole clip.
         """
         check_clip(self.config, x_BCTHW.shape)
         return run_chunks(
@@ -226,8 +225,7 @@ class WFVAE(nn.Cell):
         """Pixels of latents.
 
         Args:
-            chunk_frames: latent frames per chunk after the first (which holds one more), 0 for the whole clip
-            at once.
+            chunk_frames: latent frames per chunk after the first, which holds one more; 0: the whole clip.
         """
         return run_chunks(self.decoder, z_BCTHW, chunk_frames, 1, self.config.norm_type)
 

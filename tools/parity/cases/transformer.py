@@ -266,13 +266,11 @@ def run_masks(tree: Tree, case: Case) -> dict[str, Any]:
         if arrangement == GROUP:  # m (b h) 1 r -> (m b) h 1 r
             ours = ours.reshape(stride * B, heads, 1, -1)
         rows = np.where(np.broadcast_to(ours, golden.shape), 0.0, np.nan)
-        results[output] = sort_mask_like(rows, golden, S, stride, arrangement, B)
+        results[output] = sort_mask_like(rows, S, stride, arrangement, B)
     return results
 
 
-def sort_mask_like(
-    rows: np.ndarray, golden: np.ndarray, S: int, stride: int, arrangement: str, B: int
-) -> np.ndarray:
+def sort_mask_like(rows: np.ndarray, S: int, stride: int, arrangement: str, B: int) -> np.ndarray:
     """Bring sub-sequences from native to raster order and write drops as the reference does."""
     order = native_order(S, stride)
     mnj = order.reshape(stride, -1, stride) if stride > 1 else order.reshape(1, -1, 1)
