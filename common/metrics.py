@@ -9,6 +9,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .images import to_model
+
 WINDOW = 11  # taps of the Gaussian of SSIM
 WINDOW_SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # keep the ratios of SSIM finite where a picture is black or flat
@@ -57,6 +59,12 @@ def ssim_BT(a_BCTHW: np.ndarray, b_BCTHW: np.ndarray) -> np.ndarray:
     for b, t in np.ndindex(B, T):
         result_BT[b, t] = np.mean([_ssim(a_BCTHW[b, c, t], b_BCTHW[b, c, t]) for c in range(C)])
     return result_BT
+
+
+def psnr_ssim_T(a_THWC: np.ndarray, b_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both measures of every frame of two uint8 clips."""
+    a_BCTHW, b_BCTHW = ((to_model(frames_THWC) + 1) / 2 for frames_THWC in (a_THWC, b_THWC))
+    return psnr_BT(a_BCTHW, b_BCTHW)[0], ssim_BT(a_BCTHW, b_BCTHW)[0]
 
 
 def summarize(values_BT: np.ndarray) -> Summary:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from .config import Config, build
+from .fvd import MIN_FRAMES
 from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
 from .samplers import Prediction, SamplerTable, sampler_table
 from .schedules import ScheduleConfig, Spacing
@@ -111,13 +112,12 @@ class SampleConfig(Config):
         return self
 
 
-class ReconstructConfig(Config):
-    """`python -m ms.reconstruct` / `python -m pt.reconstruct`: a clip through the VAE and back."""
+class RoundTripConfig(Config):
+    """What every run has that sends clips through a VAE and back."""
 
     vae: ModelSource
     input: str
     num_frames: int = Field(default=33, ge=1)
-    start: int = Field(default=0, ge=0)  # first frame taken
     stride: int = Field(default=1, ge=1)  # take every stride-th frame
     height: int = Field(default=256, ge=16)  # SSIM looks through windows of 11 pixels
     width: int = Field(default=256, ge=16)
@@ -126,8 +126,37 @@ class ReconstructConfig(Config):
     chunk_frames: int = Field(default=0, ge=0)  # pixel frames per chunk after the first; 0: the whole clip
     device: Device = "auto"
     vae_dtype: DType = "float32"
+
+
+class ReconstructConfig(RoundTripConfig):
+    """`python -m ms.reconstruct` / `python -m pt.reconstruct`: a clip through the VAE and back."""
+
+    start: int = Field(default=0, ge=0)  # first frame taken
     save_tensors: bool = False  # also write the frames as safetensors
     output: str = "outputs/reconstruct"
+
+
+class EvaluateVAEConfig(RoundTripConfig):
+    """`python -m ms.evaluate_vae` / `python -m pt.evaluate_vae`: how well a VAE restores videos.
+
+    `input` is a folder that is searched recursively, a video, or a .txt list of paths; `num_frames` is the
+    length of a clip.
+    """
+
+    clips_per_video: int = Field(
+        default=1, ge=0
+    )  # consecutive, from the start; 0: as many as cover the video
+    batch_size: int = Field(default=1, ge=1)  # clips that go through the VAE together
+    lpips: str | None = None  # model directories that tools.convert made; null leaves a measure out
+    i3d: str | None = None
+    error_gain: float = Field(default=5, gt=0)  # how much brighter the picture shows errors
+    output: str = "outputs/evaluate"
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluateVAEConfig":
+        if self.i3d is not None and self.num_frames < MIN_FRAMES:
+            raise ValueError(f"FVD wants num_frames of at least {MIN_FRAMES}; set more, or i3d=null")
+        return self
 
 
 def latent_size(config: VideoSize, vae: VAEConfig, transformer: TransformerConfig) -> tuple[int, int, int]:

@@ -8,11 +8,11 @@ import numpy as np
 
 from common import cli
 from common.images import resize_crop, side_by_side, to_model, to_uint8
-from common.metrics import psnr_BT, ssim_BT
+from common.metrics import psnr_ssim_T
 from common.models import VAEConfig
 from common.noise import normal
 from common.outputs import write_frames, write_tensors
-from common.runs import ReconstructConfig
+from common.runs import ReconstructConfig, RoundTripConfig
 from common.video import VideoReader
 
 from . import runtime
@@ -46,7 +46,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         x_BCTHW = to_model(original_THWC)
         restored_THWC = to_uint8(round_trip(vae, x_BCTHW, config)[0])
 
-    psnr, ssim = compare(original_THWC, restored_THWC)
+    psnr, ssim = (float(values_T.mean()) for values_T in psnr_ssim_T(original_THWC, restored_THWC))
     stem = f"{Path(config.input).stem}_restored"  # never the name of the input
     with watch.stage("write"):
         names = write_frames(folder, stem, restored_THWC, fps)
@@ -69,24 +69,23 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(f"{folder / names[0]}  PSNR {psnr:.2f} dB  SSIM {ssim:.4f}  ({len(restored_THWC)} frames)")
 
 
-def round_trip(vae: WFVAE, x_BCTHW: np.ndarray, config: ReconstructConfig) -> np.ndarray:
-    """Encode and decode; the posterior's mean unless `sample_posterior`."""
+def round_trip(vae: WFVAE, x_BCTHW: np.ndarray, config: RoundTripConfig, index: int = 0) -> np.ndarray:
+    """Encode and decode; the posterior's mean unless `sample_posterior`.
+
+    Args:
+        index: number of the first clip, whose noise it draws; the others follow.
+    """
     stride_t = vae.config.stride_thw[0]
     with runtime.inference():
         moments = vae.encode(runtime.to_tensor(x_BCTHW, config.vae_dtype), config.chunk_frames)
         if config.sample_posterior:
             B, _, T, H, W = moments.shape
-            noise = normal((B, vae.config.latent_dim, T, H, W), config.seed, 0)
+            shape = (1, vae.config.latent_dim, T, H, W)
+            noise = np.concatenate([normal(shape, config.seed, index + i) for i in range(B)])
             z = posterior_sample(moments, runtime.to_tensor(noise, config.vae_dtype))
         else:
             z = split_moments(moments)[0]
         return runtime.to_numpy(vae.decode(z, config.chunk_frames // stride_t))
-
-
-def compare(a_THWC: np.ndarray, b_THWC: np.ndarray) -> tuple[float, float]:
-    """Mean PSNR and SSIM over frames."""
-    a, b = ((to_model(frames) + 1) / 2 for frames in (a_THWC, b_THWC))
-    return float(psnr_BT(a, b).mean()), float(ssim_BT(a, b).mean())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """python -m tools.convert SOURCE DESTINATION [--kind ...] [--dtype ...] [--shard-gb N] ...
 
-Checkpoints of PyTorch (.pt .pth .bin .ckpt), MindSpore (.ckpt) and safetensors into one another.
+Checkpoints of PyTorch (.pt .pth .bin .ckpt), MindSpore (.ckpt) and safetensors into one another; the networks
+that judge videos (I3D, LPIPS) from the files they are published in.
 docs/convert.md has a command for each released file.
 
 Exit code 0: done and read back; 2: could not, nothing was written; 130: interrupted, nothing was written.
@@ -36,6 +37,14 @@ def parse(arguments: list[str]) -> Job:
     add = parser.add_argument
     add("source", type=Path, help="a file, an index, or a model directory in any sharding")
     add("destination", type=Path, help="a file by its suffix, or a model directory")
+    add(
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another part of the model, as the heads of LPIPS; repeatable",
+    )
     add("--to", choices=tuple(FORMATS), help="format of a directory's weights (default safetensors)")
     add("--kind", choices=("auto", *KINDS), default="auto", help="which model it must be; any: no check")
     add("--dtype", choices=("keep", *FLOATS[1:]), default="keep", help="cast floating-point tensors")
@@ -51,7 +60,7 @@ def parse(arguments: list[str]) -> Job:
     )
     add("--allow-overflow", action="store_true", help="store infinity for values too large for the type")
     values = vars(parser.parse_args(arguments))
-    return Job(**{**values, "drop": tuple(values["drop"])})
+    return Job(**{**values, "drop": tuple(values["drop"]), "also": tuple(values["also"])})
 
 
 if __name__ == "__main__":

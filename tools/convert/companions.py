@@ -16,12 +16,14 @@ EMA_STATE = (  # diffusers' EMAModel writes its own state into the config.json o
 
 
 def find_config(given: Path | None, content: Content, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The model's config and where it is from: `given`, beside the source, in the checkpoint, or already in
-    `folder`, a destination that is a directory.
+    """The model's config and where it is from: `given`, the tensors themselves, beside the source, in the
+    checkpoint, or already in `folder`, a destination that is a directory.
 
     Raises:
         ValueError: not a JSON object, or a given file that is not there.
     """
+    if given is None and content.config is not None:
+        return content.config, "from the shapes of the weights"
     if given is not None and not given.is_file():
         raise ValueError(f"--config {given}: no such file; give the config.json of the model")
     beside = given or content.files[0].parent / CONFIG_NAME

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import mindspore_file, pytorch_file, safetensors_file
+from . import mindspore_file, numpy_file, pytorch_file, safetensors_file
 from .tensors import Content, Tensor
+
+PYTORCH_PROTOCOL = b"\x02"  # of the pickles that PyTorch wrote before 1.6; other programs write newer ones
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,22 @@ FORMATS = {
         Format("pt", (".pt", ".pth", ".bin"), ".bin", pytorch_file.read, pytorch_file.write),
     )
 }
+READ_ONLY = (".pkl", ".pickle")
 SUFFIXES = tuple(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
+
+
+def reader_of(path: Path) -> Callable[[Path], Content]:
+    """What reads an existing file: the reader of its format, or the one for pickles of NumPy arrays.
+
+    Raises:
+        ValueError: an unknown suffix, or a content that belongs to another one.
+    """
+    if path.suffix in (*FORMATS["pt"].suffixes, ".ckpt", *READ_ONLY):
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if path.suffix in READ_ONLY or (start[:1] == b"\x80" and start[1:] > PYTORCH_PROTOCOL):
+            return numpy_file.read
+    return format_of(path).read
 
 
 def format_of(path: Path) -> Format:

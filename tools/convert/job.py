@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .casting import Rounding, cast
 from .companions import check_companions, find_config, write_companions
+from .foreign import translate
 from .kinds import Kind
 from .layouts import Weights, find_weights
 from .outputs import (
@@ -36,6 +37,7 @@ class Job:
 
     source: Path
     destination: Path
+    also: tuple[Path, ...] = ()  # other parts of the same model
     to: str | None = None  # a format's name; None: by the suffix of the destination
     kind: str = "auto"
     dtype: str = "keep"
@@ -53,7 +55,9 @@ def convert(job: Job, say: Tell = print, warn: Tell = print) -> list[Written]:
         ValueError: where, what was there, what was wanted and what to do.
     """
     start = time.perf_counter()
-    content = open_source(job.source, job.use_ema)
+    content = open_source(job.source, job.use_ema, job.also)
+    if job.kind != "any":
+        content = translate(content)
     target = find_target(job.destination, job.to, content.files)
     _check_sharding(job.shard_gb, target)
     if target.format.name == "pt":

@@ -39,6 +39,8 @@ KINDS = {
             ),
             companions=(*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json"),
         ),
+        Kind("i3d", DIFFUSERS_STEM, (("conv_1a.", "mixed_5c.branch_3b.", "logits."),)),
+        Kind("lpips", DIFFUSERS_STEM, (("net.slice5.28.", "lin4.model.1.", "scaling_layer."),)),
         Kind("any", DIFFUSERS_STEM, needs_config=False),
     )
 }
@@ -60,7 +62,7 @@ def detect(names: Iterable[str], wanted: str, where: str) -> Kind:
                     f"{where}: has the parameters of kind {kind.name}, wanted {wanted}; correct --kind"
                 )
             return kind
-    known = "transformer, vae or text" if wanted == "auto" else wanted
+    known = "transformer, vae, text, i3d or lpips" if wanted == "auto" else wanted
     raise ValueError(
         f"{where}: parameters like {', '.join(names[:3])} are of no kind we know, wanted {known}; "
         "use --kind any to convert it unchecked"

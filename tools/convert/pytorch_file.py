@@ -42,7 +42,7 @@ def read(path: Path) -> Content:
     zipped = zipfile.is_zipfile(path)
     try:
         tree = _load(torch, path, zipped)
-        leaves = list(_leaves(tree))
+        leaves = list(flatten(tree))
         records = _records(path) if zipped else {}
     except UNREADABLE as error:
         raise ValueError(_refusal(path, error)) from None
@@ -158,16 +158,16 @@ def _records(path: Path) -> dict[int, int]:
     return records
 
 
-def _leaves(tree: Any, keys: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
+def flatten(tree: Any, keys: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
     """Everything in nested dictionaries and lists that is neither, with the keys that lead there."""
     if len(keys) > MAX_DEPTH:
         raise ValueError(f"its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves")
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _leaves(value, (*keys, key))
+            yield from flatten(value, (*keys, key))
     elif isinstance(tree, list | tuple):
         for i, value in enumerate(tree):
-            yield from _leaves(value, (*keys, i))
+            yield from flatten(value, (*keys, i))
     else:
         yield keys, tree
 

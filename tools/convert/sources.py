@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import SUFFIXES, format_of
+from .formats import SUFFIXES, reader_of
 from .tensors import Content
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
@@ -15,19 +15,25 @@ INDEX = ".index.json"
 AVERAGED, PLAIN = "model_ema", "model"  # folders inside a training checkpoint of the reference
 
 
-def open_source(path: Path, use_ema: bool = True) -> Content:
+def open_source(path: Path, use_ema: bool = True, also: Sequence[Path] = ()) -> Content:
     """Read names, shapes and places of all tensors; their bytes stay where they are.
+
+    Args:
+        also: more files, each of which holds another part of the model.
 
     Raises:
         ValueError: nothing there, nothing known, several things to choose from, or a missing shard.
     """
     if not path.exists():
         raise ValueError(f"source {path}: no such file or folder")
+    for file in also:
+        if not file.is_file():
+            raise ValueError(f"--also {file}: no such file; give another part of the same model")
     chosen = _in_folder(path, use_ema) if path.is_dir() else _Chosen([path])
     if path.name.endswith(INDEX):
         chosen = _indexed(path)
     try:
-        contents = [format_of(file).read(file) for file in chosen.files]
+        contents = [reader_of(file)(file) for file in [*chosen.files, *also]]
     except OSError as error:
         raise ValueError(f"source {path}: {error.strerror or error}; check that it can be read") from None
     content = _merged(contents, path)

@@ -149,3 +149,4 @@ class Content:
     values: dict[str, Any] = field(default_factory=dict)  # top-level entries that are not tensors
     metadata: dict[str, str] = field(default_factory=dict)  # of a safetensors file
     notes: list[str] = field(default_factory=list)  # what the user should know about how it was read
+    config: dict[str, Any] | None = None  # where it follows from the tensors
