@@ -1,0 +1,173 @@
+"""Which checkpoint a training run starts from, whether it may, and which ones it keeps."""
+
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .ranks import ONE_RANK, Ranks
+from .training_checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    checkpoint_folder,
+    checkpoints,
+    clear_leftovers,
+    delete,
+    open_checkpoint,
+    read_manifest,
+    step_of,
+)
+
+
+def starting_point(
+    resume: str,
+    output: Path,
+    config: Config,
+    loop_class: type[Config],
+    free_keys: Collection[str],
+    ranks: Ranks = ONE_RANK,
+) -> Checkpoint | None:
+    """The checkpoint that `resume` means: auto, never, or the path of a checkpoint or of a run.
+
+    None: start at step 0. Every key of a `loop_class` section may differ from the checkpoint's.
+
+    Raises:
+        ValueError: no good checkpoint, another config, or the output has checkpoints that are not continued.
+    """
+    own = checkpoints(output)
+    if resume == "never":
+        if own:
+            raise ValueError(
+                f"resume=never: {own[-1]} is there already; set resume=auto to continue, or another output"
+            )
+        return None
+    if resume == "auto":
+        found = newest_good(output, ranks)
+    else:
+        found = _named(Path(resume), ranks)
+        left_over = [folder for folder in own if folder.resolve() != found.folder.resolve()]
+        left_over = [f for f in left_over if found.folder.parent != f.parent or step_of(f) > found.step]
+        if left_over:
+            raise ValueError(
+                f"resume={resume}: {left_over[-1]} would be mixed with the new run; "
+                "set resume=auto to continue from there, delete it, or set another output"
+            )
+    if found is not None:
+        check_same_run(found, config, (*_loop_keys(config, loop_class), *free_keys))
+    return found
+
+
+def _named(path: Path, ranks: Ranks) -> Checkpoint:
+    """A checkpoint given by its folder or its run's; damaged ones of a run are passed over, as always."""
+    if (path / MANIFEST).is_file():
+        return open_checkpoint(path)
+    found = newest_good(path, ranks)
+    if found is None:
+        raise ValueError(
+            f"resume={path}: no checkpoint there; wanted auto, never, .../checkpoints/step-NNNNNNNN, "
+            "or the output folder of a run"
+        )
+    return found
+
+
+def _loop_keys(config: Config, loop_class: type[Config]) -> list[str]:
+    """Sections of the loop's class, or its own keys where the config is one."""
+    if isinstance(config, loop_class):
+        return list(loop_class.model_fields)
+    return [name for name in type(config).model_fields if isinstance(getattr(config, name), loop_class)]
+
+
+def newest_good(output: str | Path, ranks: Ranks = ONE_RANK) -> Checkpoint | None:
+    """The newest checkpoint whose files are all there and unchanged; None where there is none at all.
+
+    A damaged one is reported on stderr, file and fault, and the one before it is tried. Every rank calls
+    this; rank 0 verifies.
+
+    Raises:
+        ValueError: there are checkpoints and none is good.
+    """
+    faults: list[str] = []
+    for folder in reversed(checkpoints(output)):
+        found, fault = None, ""
+        try:
+            found = open_checkpoint(folder, verify=ranks.rank == 0)
+        except (ValueError, OSError) as error:
+            fault = str(error)
+            print(f"warning: {fault}; trying the checkpoint before it", file=sys.stderr)
+        if not ranks.any(found is None):
+            return found
+        faults.append(fault or f"checkpoint {folder}: refused by another rank")
+    if faults:
+        told = "\n  ".join(faults)
+        raise ValueError(
+            f"resume: none of the {len(faults)} checkpoints is good; restore one from a backup, "
+            f"or start anew in another output folder:\n  {told}"
+        )
+    return None
+
+
+def check_same_run(found: Checkpoint, config: Config, free: Collection[str]) -> None:
+    """Refuse to continue a checkpoint with another config; keys in or under `free` may differ.
+
+    Raises:
+        ValueError: every key that differs with both values.
+    """
+    there, here = _flat(found.config), _flat(json.loads(config.model_dump_json()))
+    differ = [
+        f"{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, ...) != here.get(key, ...)
+        and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+    if differ:
+        told = "\n  ".join(differ)
+        raise ValueError(
+            f"resume {found.folder}: another config wrote this checkpoint; "
+            f"use that config, or another output folder for this one:\n  {told}"
+        )
+
+
+def prune(output: str | Path, current: int, keep_last: int, keep_best: int) -> None:
+    """Delete all checkpoints but the newest `keep_last` (at least 1) and the `keep_best` of lowest score.
+
+    The one of step `current`, known to be good, always stays, and so does what is newer: a run that resumed
+    before a damaged checkpoint has not got there yet.
+    """
+    clear_leftovers(output)
+    old = [folder for folder in checkpoints(output) if step_of(folder) <= current]
+    sound = []
+    for folder in old:
+        try:
+            sound.append(open_checkpoint(folder, verify=False))
+        except (ValueError, OSError):
+            continue
+    scored = sorted((c.score, -c.step, c.folder) for c in sound if c.score is not None)
+    keep = {checkpoint_folder(output, current)}
+    keep |= {c.folder for c in sound[-keep_last:]}
+    keep |= {folder for _, _, folder in scored[:keep_best]}
+    for folder in set(old) - keep:
+        delete(folder)
+
+
+def best_score(output: str | Path, until: int) -> float | None:
+    """The lowest validation score among the checkpoints up to a step."""
+    scores = []
+    for folder in checkpoints(output):
+        if step_of(folder) <= until:
+            try:
+                scores.append(read_manifest(folder)["score"])
+            except (ValueError, OSError):
+                continue
+    return min((score for score in scores if score is not None), default=None)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        )
+    return flat
