@@ -29,7 +29,8 @@ class Config(BaseModel):
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read the YAML file `path` into `cls`, then apply `a.b=value` overrides (values are YAML).
+    """Read the YAML file `path` into `cls`, then apply `a.b=value` overrides (values are YAML; `a.0.b=value`
+    reaches into a list).
 
     Raises:
         ValueError: one line per problem, each with the file, the key, what was given and what was wanted.
@@ -62,14 +63,29 @@ def _apply(cls: type[Config], tree: dict, override: str) -> None:
     if not sep or not dotted:
         raise ValueError(f"override {override!r} is not of the form section.key=value")
     *parents, leaf = dotted.split(".")
-    node = tree
+    node: Any = tree
     for key in parents:
-        if node.get(key) is None:
+        if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
+        node = _entry(node, key, override)
+        if not isinstance(node, dict | list):
             raise ValueError(f"override {override!r}: {key!r} is a value, not a section")
-    node[leaf] = _parse(value, _types_of(cls, parents, leaf))
+    if isinstance(node, list):
+        _entry(node, leaf, override)
+        node[int(leaf)] = _parse(value, ())
+    else:
+        node[leaf] = _parse(value, _types_of(cls, parents, leaf))
+
+
+def _entry(node: Any, key: str, override: str) -> Any:
+    """An entry of a section by its name, of a list by its number."""
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ValueError(
+                f"override {override!r}: {key!r} is not an entry of a list of {len(node)}, counted from 0"
+            )
+        return node[int(key)]
+    return node[key]
 
 
 def _parse(text: str, types: tuple) -> Any:
@@ -88,7 +104,7 @@ def _parse(text: str, types: tuple) -> Any:
 def _types_of(cls: type[Config], parents: Sequence[str], leaf: str) -> tuple:
     """The types a key may have; empty where the config does not say (inside a plain dict, or unknown)."""
     for part in parents:
-        nested = _nested(cls, part)
+        nested = cls if part.isdigit() else _nested(cls, part)
         if nested is None:
             return ()
         cls = nested

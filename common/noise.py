@@ -42,3 +42,27 @@ def initial_weights(
         else:
             weights[name] = np.float32(0.1) * draw
     return weights
+
+
+def fresh_weights(
+    shapes: dict[str, tuple[int, ...]], seed: int, std: float | None = None
+) -> dict[str, np.ndarray]:
+    """Weights to start training from, drawn by name.
+
+    Matrices and filters are uniform within 1/sqrt(fan_in), and so are their biases; with `std` they are
+    normal and the biases zero. Norms start as the identity.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        owner = shapes.get(f"{name.removesuffix('bias')}weight", shape)
+        stream = generator(seed, index_of(name))
+        if len(owner) < 2:
+            weights[name] = np.full(shape, not name.endswith("bias"), np.float32)
+        elif std is None:
+            bound = 1 / np.sqrt(np.prod(owner[1:]))
+            weights[name] = stream.uniform(-bound, bound, shape).astype(np.float32)
+        elif len(shape) < 2:
+            weights[name] = np.zeros(shape, np.float32)
+        else:
+            weights[name] = np.float32(std) * stream.standard_normal(shape, dtype=np.float32)
+    return weights

@@ -2,16 +2,30 @@
 placed.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from mindspore import nn
 
 from common.checkpoint import StoredWeights
-from common.models import HubConfig, TransformerConfig, VAEConfig
-from common.noise import initial_weights
+from common.models import (
+    DiscriminatorConfig,
+    HubConfig,
+    I3DConfig,
+    LPIPSConfig,
+    TransformerConfig,
+    VAEConfig,
+    read_hub_config,
+)
+from common.noise import fresh_weights, initial_weights
 from common.runs import ModelSource
 
 from . import runtime
+from .discriminator import Discriminator
+from .i3d import I3D
+from .lpips import LPIPS
+from .parallel import Mean
 from .transformer import Transformer
 from .vae import WFVAE
 
@@ -21,26 +35,70 @@ def load_transformer(source: ModelSource, config: TransformerConfig, dtype: str,
     return _load(Transformer, source, config, dtype, device, "transformer")
 
 
-def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str) -> WFVAE:
-    """The video VAE, ready for inference."""
-    return _load(WFVAE, source, config, dtype, device, "vae")
+def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fresh: bool = False) -> WFVAE:
+    """The video VAE, ready for inference.
+
+    Args:
+        fresh: random weights are such as training starts from.
+    """
+    draw = fresh_weights if fresh else initial_weights
+    return _load(WFVAE, source, config, dtype, device, "vae", draw)
 
 
-def initialize(model: nn.Cell, seed: int) -> None:
+def start_discriminator(
+    config: DiscriminatorConfig, seed: int, mean_over_ranks: Mean, device: str
+) -> Discriminator:
+    """A discriminator with random weights."""
+    with runtime.building(device):
+        model = Discriminator(config, mean_over_ranks)
+    initialize(model, seed, functools.partial(fresh_weights, std=0.02))
+    runtime.place(model, device)
+    return model
+
+
+def load_lpips(path: str, device: str) -> LPIPS:
+    """The perceptual distance from a model directory, in float32; its weights are frozen."""
+    return _frozen(
+        _load(LPIPS, ModelSource(path=path), read_hub_config(LPIPSConfig, path), "float32", device, "lpips")
+    )
+
+
+def load_i3d(path: str, device: str) -> I3D:
+    """The video classifier of FVD from a model directory, in float32; its weights are frozen."""
+    return _frozen(
+        _load(I3D, ModelSource(path=path), read_hub_config(I3DConfig, path), "float32", device, "i3d")
+    )
+
+
+def _frozen(model: nn.Cell) -> Any:
+    for parameter in runtime.parameters(model).values():
+        parameter.requires_grad = False
+    return model
+
+
+def initialize(model: nn.Cell, seed: int, draw: Callable = initial_weights) -> None:
     """Draw every trainable parameter by its name; frozen constants (wavelet filters) keep their values."""
     frozen = {
         name: runtime.to_numpy(p) for name, p in runtime.parameters(model).items() if not p.requires_grad
     }
     shapes = {name: tuple(p.shape) for name, p in runtime.trainable(model).items()}
-    runtime.load_weights(model, {**frozen, **initial_weights(shapes, seed)}, f"random weights of seed {seed}")
+    runtime.load_weights(model, {**frozen, **draw(shapes, seed)}, f"random weights of seed {seed}")
 
 
-def _load(cls: type, source: ModelSource, config: HubConfig, dtype: str, device: str, where: str) -> Any:
+def _load(
+    cls: type,
+    source: ModelSource,
+    config: HubConfig,
+    dtype: str,
+    device: str,
+    where: str,
+    draw: Callable = initial_weights,
+) -> Any:
     weights = StoredWeights(source.path) if source.path is not None else None
     with runtime.building(device):
         model = cls(config)
     if weights is None:
-        initialize(model, source.random_seed or 0)
+        initialize(model, source.random_seed or 0, draw)
     else:
         runtime.load_weights(model, weights, f"{where} {source.path}")
     return runtime.place(runtime.cast(model, dtype), device)

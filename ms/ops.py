@@ -2,11 +2,17 @@
 choice to make; what depends on the device is in kernels.py.
 """
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore import dtype as mstype
 from mindspore import ops as _ops
 from mindspore.common.initializer import initializer as _initializer
+
+_reshape = _ops.Reshape()
+_slice = _ops.Slice()
 
 
 def parameter(shape: tuple[int, ...]) -> Parameter:
@@ -46,6 +52,11 @@ def zeros(shape, like: Tensor) -> Tensor:
     return _ops.zeros(shape, like.dtype)
 
 
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of the shape and dtype of `x`."""
+    return _ops.zeros_like(x)
+
+
 def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
     """The last frames, as memory of their own, so that keeping them does not keep the clip."""
     return x_BCTHW[:, :, -frames:]
@@ -53,7 +64,13 @@ def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
 
 def pad_right_bottom(x: Tensor) -> Tensor:
     """One row and one column of zeros at the end of the last two dims."""
-    return _ops.pad(x, (0, 1, 0, 1))
+    # not ops.pad: on a CPU its gradient never returns from the tenth call
+    return _ops.operations.Pad(((0, 0),) * (x.ndim - 2) + ((0, 1), (0, 1)))(x)
+
+
+def pad_zeros(x_BCTHW: Tensor, pads: tuple) -> Tensor:
+    """Zeros around a clip: (left, right, top, bottom, before, after)."""
+    return _ops.pad(x_BCTHW, pads)
 
 
 def pad_to(x_SBE: Tensor, length: int) -> Tensor:
@@ -98,6 +115,21 @@ def silu(x: Tensor) -> Tensor:
     return _ops.silu(x)
 
 
+def relu(x: Tensor) -> Tensor:
+    """The positive part of every element."""
+    return _ops.relu(x)
+
+
+def max_pool_2x2(x_NCHW: Tensor) -> Tensor:
+    """The largest of every 2x2 pixels; an odd last row or column is left out."""
+    return _ops.MaxPool(2, 2, "valid")(x_NCHW)
+
+
+def max_pool3d(x_BCTHW: Tensor, size_thw: tuple, stride_thw: tuple) -> Tensor:
+    """The largest value under every window that lies inside."""
+    return _ops.MaxPool3D(size_thw, stride_thw, "valid")(x_BCTHW)
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return _ops.sigmoid(x)
@@ -130,6 +162,78 @@ def to_float32(x: Tensor) -> Tensor:
     return x.astype(mstype.float32)
 
 
+def to_dtype(x: Tensor, dtype) -> Tensor:
+    """Cast to one of runtime.DTYPES."""
+    return _ops.cast(x, dtype)
+
+
 def cast_like(x: Tensor, like: Tensor) -> Tensor:
     """Cast to the dtype of `like`."""
     return x.astype(like.dtype)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """The positive part, and a fifth of the negative one."""
+    return _ops.maximum(x, 0.2 * x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e ** x), without overflow."""
+    return _ops.relu(x) + _ops.log1p(_ops.exp(-_ops.abs(x)))
+
+
+def abs(x: Tensor) -> Tensor:
+    """The size of every element."""
+    return _ops.abs(x)
+
+
+def isfinite(x: Tensor) -> Tensor:
+    """Whether a value is neither infinite nor NaN."""
+    return _ops.isfinite(x)
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """x where the condition holds, else y."""
+    return _ops.where(condition, x, y)
+
+
+def detach(x: Tensor) -> Tensor:
+    """The same values; no gradient passes."""
+    return _ops.stop_gradient(x)
+
+
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Overwrite a parameter in place; inside a compiled step, too."""
+    _ops.assign(parameter, value.astype(parameter.dtype))  # set_data does not reach a compiled graph
+
+
+def join(tensors) -> Tensor:
+    """Any tensors as one long vector."""
+    parts = ()
+    for x in tensors:
+        parts = (*parts, _reshape(x, (-1,)))  # a primitive compiles faster than the method
+    return _ops.cat(parts, 0)
+
+
+def assign_parts(params, joined: Tensor) -> None:
+    """Overwrite parameters with the parts of what `join` made of their like."""
+    start = 0
+    for i in range(len(params)):
+        shape = params[i].shape
+        size = math.prod(shape)
+        _ops.assign(params[i], _reshape(_slice(joined, (start,), (size,)), shape))
+        start = start + size
+
+
+def parameter_list(params: Iterable[Parameter]) -> tuple:
+    """Parameters a layer uses but does not own."""
+    return ParameterTuple(list(params))
+
+
+def state_like(tensors: Iterable[Tensor], kind: str, copy: bool = False) -> tuple:
+    """A frozen parameter for each tensor, named "kind.0" and so on, of zeros or a copy of its values."""
+    states = []
+    for i, tensor in enumerate(tensors):
+        value = Tensor(tensor.asnumpy()) if copy else _initializer("zeros", tensor.shape, tensor.dtype)
+        states.append(Parameter(value, name=f"{kind}.{i}", requires_grad=False))
+    return ParameterTuple(states)

@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mindspore
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import ParameterTuple, Tensor, nn
 from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
@@ -133,6 +133,28 @@ def varying(tensors: tuple) -> tuple:
     return mindspore.mutable(tensors) if tensors else tensors  # an empty one ran into wrong buffers
 
 
+def gradients(function: Callable, params: Sequence) -> Callable:
+    """A function of the same arguments that returns (values, gradients): `function` returns a tuple of at
+    least two tensors, the first is differentiated.
+
+    May be called inside a compiled step.
+    """
+    return mindspore.value_and_grad(function, None, ParameterTuple(list(params)), has_aux=True)
+
+
+def input_gradient(function: Callable, *args: Tensor) -> tuple:
+    """(values, gradient by the first argument) of a function as `gradients` wants it; nothing flows further
+    back.
+
+    May be called inside a compiled step.
+    """
+    first, *others = args
+    values, gradient = mindspore.value_and_grad(function, 0, None, has_aux=True)(
+        mindspore.ops.stop_gradient(first), *others
+    )
+    return values, mindspore.ops.stop_gradient(gradient)
+
+
 def value_and_grad(function: Callable, model: nn.Cell) -> Callable:
     """A function of the same arguments that returns (value, gradients by parameter name)."""
     params = trainable(model)
@@ -145,9 +167,12 @@ def value_and_grad(function: Callable, model: nn.Cell) -> Callable:
     return value_and_named_grads
 
 
-def assign(parameter: Parameter, value: Tensor) -> None:
-    """Overwrite a parameter in place, outside autograd."""
-    mindspore.ops.assign(parameter, value.astype(parameter.dtype))  # set_data does not reach a compiled graph
+def overwrite(params: Mapping, values: Mapping) -> None:
+    """Give parameters the NumPy values of the same names, also those that compiled graphs already use."""
+    for name, param in params.items():
+        mindspore.ops.assign(param, Tensor(np.asarray(values[name], order="C")).astype(param.dtype))
+    # eager kernels run beside a graph that is called next, which has been seen to hang it
+    mindspore.runtime.synchronize()
 
 
 def modules(model: nn.Cell) -> dict:

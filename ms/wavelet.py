@@ -30,9 +30,9 @@ class FilterWeight(nn.Cell):
         self.weight = ops.constant(weight)
 
 
-def bank(*filters: Tensor) -> Tensor:
-    """Filters as the rows of a matrix (bands, pixels of a cell)."""
-    return ops.stack([f.reshape(-1) for f in filters], 0)
+def bank(like: Tensor, *filters: Tensor) -> Tensor:
+    """Filters as the rows of a matrix (bands, pixels of a cell), in the dtype of `like`."""
+    return ops.cast_like(ops.stack([f.reshape(-1) for f in filters], 0), like)
 
 
 class HaarWaveletTransform3D(nn.Cell):
@@ -56,6 +56,7 @@ class HaarWaveletTransform3D(nn.Cell):
         B, C, T, H, W = x_BCTHW.shape
         cells = x_BCTHW.reshape(B, C * T // 2, 2, H // 2, 2, W // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
         matrix = bank(
+            cells,
             self.h_conv.conv.weight,
             self.g_conv.conv.weight,
             self.hh_conv.conv.weight,
@@ -87,9 +88,8 @@ class InverseHaarWaveletTransform3D(nn.Cell):
     def construct(self, bands_BCTHW: Tensor, first: bool) -> Tensor:
         B, C, T, H, W = bands_BCTHW.shape
         C = C // 8
-        matrix = bank(self.h, self.g, self.hh, self.gh, self.h_v, self.g_v, self.hh_v, self.gh_v).permute(
-            1, 0
-        )
+        filters = (self.h, self.g, self.hh, self.gh, self.h_v, self.g_v, self.hh_v, self.gh_v)
+        matrix = bank(bands_BCTHW, *filters).permute(1, 0)
         cells = ops.matmul(matrix, bands_BCTHW.reshape(B, 8, C * T * H * W))
         x = (
             cells.reshape(B, 2, 2, 2, C * T, H, W)
@@ -114,7 +114,9 @@ class HaarWaveletTransform2D(nn.Cell):
         x_NCHW = frames_to_batch(x_BCTHW)
         N, C, H, W = x_NCHW.shape
         cells = x_NCHW.reshape(N, C, H // 2, 2, W // 2, 2).permute(0, 3, 5, 1, 2, 4)
-        bands = ops.matmul(bank(self.aa, self.ad, self.da, self.dd), cells.reshape(N, 4, C * H * W // 4))
+        bands = ops.matmul(
+            bank(cells, self.aa, self.ad, self.da, self.dd), cells.reshape(N, 4, C * H * W // 4)
+        )
         return batch_to_frames(bands.reshape(N, 4 * C, H // 2, W // 2), x_BCTHW.shape[0])
 
 
@@ -133,7 +135,7 @@ class InverseHaarWaveletTransform2D(nn.Cell):
         bands_NCHW = frames_to_batch(bands_BCTHW)
         N, C, H, W = bands_NCHW.shape
         C = C // 4
-        matrix = bank(self.aa, self.ad, self.da, self.dd).permute(1, 0)
+        matrix = bank(bands_NCHW, self.aa, self.ad, self.da, self.dd).permute(1, 0)
         cells = ops.matmul(matrix, bands_NCHW.reshape(N, 4, C * H * W))
         x = cells.reshape(N, 2, 2, C, H, W).permute(0, 3, 4, 1, 5, 2).reshape(N, C, 2 * H, 2 * W)
         return batch_to_frames(x, bands_BCTHW.shape[0])

@@ -1,5 +1,7 @@
 """The layers a checkpoint knows: weights under the reference's names, arithmetic from the kernels table.
 
+Weights are cast to the dtype of what comes in, so float32 master weights compute in half precision.
+
 Shapes: B batch, C channels, T frames, H height, W width.
 """
 
@@ -18,7 +20,9 @@ class Linear(nn.Module):
         self.bias = ops.parameter((out_features,)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        if self.bias is None:
+            return ops.linear(x, ops.cast_like(self.weight, x), None)
+        return ops.linear(x, ops.cast_like(self.weight, x), ops.cast_like(self.bias, x))
 
 
 class Conv2d(nn.Module):
@@ -35,9 +39,10 @@ class Conv2d(nn.Module):
         self.conv2d = kernel("conv2d")
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = ops.cast_like(self.weight, x), ops.cast_like(self.bias, x)
         if len(x.shape) == 4:
-            return self.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        y_NCHW = self.conv2d(frames_to_batch(x), self.weight, self.bias, self.stride, self.padding)
+            return self.conv2d(x, weight, bias, self.stride, self.padding)
+        y_NCHW = self.conv2d(frames_to_batch(x), weight, bias, self.stride, self.padding)
         return batch_to_frames(y_NCHW, x.shape[0])
 
 
@@ -45,17 +50,25 @@ class Conv3d(nn.Module):
     """3D convolution of (B,C,T,H,W); strides and paddings are (t, h, w)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_thw: tuple, stride_thw: tuple, padding_thw: tuple
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_thw: tuple,
+        stride_thw: tuple,
+        padding_thw: tuple,
+        bias: bool = True,
     ):
         super().__init__()
         self.weight = ops.parameter((out_channels, in_channels, *kernel_thw))
-        self.bias = ops.parameter((out_channels,))
+        self.bias = ops.parameter((out_channels,)) if bias else None
         self.stride_thw = stride_thw
         self.padding_thw = padding_thw
         self.conv3d = kernel("conv3d")
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return self.conv3d(x_BCTHW, self.weight, self.bias, self.stride_thw, self.padding_thw)
+        bias = None if self.bias is None else ops.cast_like(self.bias, x_BCTHW)
+        weight = ops.cast_like(self.weight, x_BCTHW)
+        return self.conv3d(x_BCTHW, weight, bias, self.stride_thw, self.padding_thw)
 
 
 class LayerNorm(nn.Module):

@@ -2,6 +2,8 @@
 choice to make; what depends on the device is in kernels.py.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,6 +48,11 @@ def zeros(shape, like: Tensor) -> Tensor:
     return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of the shape and dtype of `x`."""
+    return torch.zeros_like(x)
+
+
 def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
     """The last frames, as memory of their own, so that keeping them does not keep the clip."""
     return x_BCTHW[:, :, -frames:].clone()
@@ -54,6 +61,11 @@ def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
 def pad_right_bottom(x: Tensor) -> Tensor:
     """One row and one column of zeros at the end of the last two dims."""
     return F.pad(x, (0, 1, 0, 1))
+
+
+def pad_zeros(x_BCTHW: Tensor, pads: tuple) -> Tensor:
+    """Zeros around a clip: (left, right, top, bottom, before, after)."""
+    return F.pad(x_BCTHW, pads)
 
 
 def pad_to(x_SBE: Tensor, length: int) -> Tensor:
@@ -91,6 +103,21 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
+def relu(x: Tensor) -> Tensor:
+    """The positive part of every element."""
+    return torch.relu(x)
+
+
+def max_pool_2x2(x_NCHW: Tensor) -> Tensor:
+    """The largest of every 2x2 pixels; an odd last row or column is left out."""
+    return F.max_pool2d(x_NCHW, 2)
+
+
+def max_pool3d(x_BCTHW: Tensor, size_thw: tuple, stride_thw: tuple) -> Tensor:
+    """The largest value under every window that lies inside."""
+    return F.max_pool3d(x_BCTHW, size_thw, stride_thw)
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return torch.sigmoid(x)
@@ -123,6 +150,71 @@ def to_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def to_dtype(x: Tensor, dtype) -> Tensor:
+    """Cast to one of runtime.DTYPES."""
+    return x.to(dtype)
+
+
 def cast_like(x: Tensor, like: Tensor) -> Tensor:
     """Cast to the dtype of `like`."""
     return x.to(like.dtype)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """The positive part, and a fifth of the negative one."""
+    return F.leaky_relu(x, 0.2)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e ** x), without overflow."""
+    return F.softplus(x)
+
+
+def abs(x: Tensor) -> Tensor:
+    """The size of every element."""
+    return torch.abs(x)
+
+
+def isfinite(x: Tensor) -> Tensor:
+    """Whether a value is neither infinite nor NaN."""
+    return torch.isfinite(x)
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """x where the condition holds, else y."""
+    return torch.where(condition, x, y)
+
+
+def detach(x: Tensor) -> Tensor:
+    """The same values; no gradient passes."""
+    return x.detach()
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Overwrite a parameter in place; inside a compiled step, too."""
+    parameter.copy_(value)
+
+
+def join(tensors) -> Tensor:
+    """Any tensors as one long vector."""
+    return torch.cat([x.reshape(-1) for x in tensors])
+
+
+@torch.no_grad()
+def assign_parts(params, joined: Tensor) -> None:
+    """Overwrite parameters with the parts of what `join` made of their like."""
+    parts = torch.split(joined, [param.numel() for param in params])
+    for param, part in zip(params, parts, strict=True):
+        param.copy_(part.reshape(param.shape))
+
+
+def parameter_list(params: Iterable[Parameter]) -> tuple:
+    """Parameters a layer uses but does not own."""
+    return tuple(params)
+
+
+def state_like(tensors: Iterable[Tensor], kind: str, copy: bool = False) -> tuple:
+    """A frozen parameter for each tensor, named "kind.0" and so on, of zeros or a copy of its values."""
+    start = torch.clone if copy else torch.zeros_like
+    return tuple(Parameter(start(tensor.detach()), requires_grad=False) for tensor in tensors)

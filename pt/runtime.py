@@ -3,12 +3,11 @@
 import contextlib
 import functools
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from common.checkpoint import check_weights, shapes_of
 from common.host import cpu_name, peak_process_memory_mb
@@ -112,6 +111,34 @@ def varying(tensors: tuple) -> tuple:
     return tensors
 
 
+def gradients(function: Callable, params: Sequence) -> Callable:
+    """A function of the same arguments that returns (values, gradients): `function` returns a tuple of at
+    least two tensors, the first is differentiated.
+
+    May be called inside a compiled step.
+    """
+    params = list(params)
+
+    def values_and_grads(*args):
+        values = function(*args)
+        grads = torch.autograd.grad(values[0], params, materialize_grads=True)
+        return tuple(value.detach() for value in values), grads
+
+    return values_and_grads
+
+
+def input_gradient(function: Callable, *args: Tensor) -> tuple:
+    """(values, gradient by the first argument) of a function as `gradients` wants it; nothing flows further
+    back.
+
+    May be called inside a compiled step.
+    """
+    first = args[0].detach().requires_grad_()
+    values = function(first, *args[1:])
+    (gradient,) = torch.autograd.grad(values[0], first)
+    return tuple(value.detach() for value in values), gradient
+
+
 def value_and_grad(function: Callable, model: nn.Module) -> Callable:
     """A function of the same arguments that returns (value, gradients by parameter name)."""
     params = trainable(model)
@@ -125,9 +152,10 @@ def value_and_grad(function: Callable, model: nn.Module) -> Callable:
 
 
 @torch.no_grad()
-def assign(parameter: Parameter, value: Tensor) -> None:
-    """Overwrite a parameter in place, outside autograd."""
-    parameter.copy_(value)
+def overwrite(params: Mapping, values: Mapping) -> None:
+    """Give parameters the NumPy values of the same names, also those that compiled graphs already use."""
+    for name, param in params.items():
+        param.copy_(torch.from_numpy(np.asarray(values[name], order="C")))
 
 
 def modules(model: nn.Module) -> dict:

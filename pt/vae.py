@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.models import CausalVAEConfig, VAEConfig
 
 from . import ops, runtime
-from .layers import normalize
+from .layers import batch_to_frames, frames_to_batch, normalize
 from .posterior import posterior_sample
 from .resample import Downsample, Spatial2xTime2x3DDownsample, Spatial2xTime2x3DUpsample, Upsample
 from .vae_blocks import (
@@ -78,9 +78,7 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
         past1, past2, past_mid, past_out = portions(past, self.counts)
-        coeffs = self.wavelet_transform_in(x_BCTHW, first)
-        l1_coeffs = self.wavelet_transform_l1(coeffs[:, :3], first)
-        l2_coeffs = self.wavelet_transform_l2(l1_coeffs[:, :3], first)
+        coeffs, l1_coeffs, l2_coeffs = self.bands(x_BCTHW, first)
 
         h, future1 = stream(self.down1, coeffs, past1, first, last)
         h = ops.cat((h, self.connect_l1(l1_coeffs)), 1)
@@ -89,6 +87,12 @@ class Encoder(nn.Module):
         h, future_mid = stream(self.mid, h, past_mid, first, last)
         moments, future_out = self.conv_out(ops.silu(self.norm_out(h)), past_out, first, last)
         return moments, future1 + future2 + future_mid + future_out
+
+    def bands(self, x_BCTHW: Tensor, first: bool) -> tuple:
+        """Wavelet coefficients of the pixels, of their low band, and of the low band of that."""
+        coeffs = self.wavelet_transform_in(x_BCTHW, first)
+        l1_coeffs = self.wavelet_transform_l1(coeffs[:, :3], first)
+        return coeffs, l1_coeffs, self.wavelet_transform_l2(l1_coeffs[:, :3], first)
 
 
 class Decoder(nn.Module):
@@ -158,6 +162,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
+        h, low, _, future = self.trunk(z_BCTHW, past, first, last)
+        return self.head(h, low, first), future
+
+    def trunk(self, z_BCTHW: Tensor, past: tuple, first: bool, last: bool) -> tuple:
+        """All but the last convolution: its input, the low band beside it, the coefficients of both levels as
+        the encoder's `bands` has them, and the state.
+        """
         p_in, p_mid, p_con2, p_held2, p_up2, p_con1, p_held1, p_up1, p_layer = portions(past, self.counts)
         h, f_in = self.conv_in(z_BCTHW, p_in, first, last)
         h, f_mid = stream(self.mid, h, p_mid, first, last)
@@ -174,9 +185,18 @@ class Decoder(nn.Module):
 
         h, f_up1 = stream(self.up1, h[:, : -self.flow], p_up1, first, last)
         h, f_layer = stream(self.layer, h, p_layer, first, last)
-        h = self.conv_out(ops.silu(self.norm_out(h)))
-        x_BCTHW = self.inverse_wavelet_transform_out(add_to_low_band(h, l1), first)
-        return x_BCTHW, f_in + f_mid + f_con2 + f_held2 + f_up2 + f_con1 + f_held1 + f_up1 + f_layer
+        future = f_in + f_mid + f_con2 + f_held2 + f_up2 + f_con1 + f_held1 + f_up1 + f_layer
+        return ops.silu(self.norm_out(h)), l1, (l1_coeffs, l2_coeffs), future
+
+    def head(self, h_BCTHW: Tensor, low_BCTHW: Tensor, first: bool) -> Tensor:
+        """Pixels of what `trunk` returned."""
+        coeffs = add_to_low_band(self.conv_out(h_BCTHW), low_BCTHW)
+        return self.inverse_wavelet_transform_out(coeffs, first)
+
+    def last_pixels(self, weight: Tensor, h_BCTHW: Tensor) -> Tensor:
+        """What the last convolution would add to the pixels of a whole clip with another weight."""
+        coeffs = self.conv_out.conv2d(frames_to_batch(h_BCTHW), weight, None, 1, 1)
+        return self.inverse_wavelet_transform_out(batch_to_frames(coeffs, h_BCTHW.shape[0]), True)
 
 
 def add_to_low_band(coeffs_BCTHW: Tensor, low_BCTHW: Tensor) -> Tensor:
@@ -205,10 +225,17 @@ class WFVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, x_BCTHW: Tensor, noise_BCTHW: Tensor) -> tuple:
-        """Reconstruction from a posterior sample, and the moments: what training needs."""
+        """Reconstruction from a posterior sample, and the moments."""
         moments, _ = self.encoder(x_BCTHW, (), True, True)
         x_BCTHW, _ = self.decoder(posterior_sample(moments, noise_BCTHW), (), True, True)
         return x_BCTHW, moments
+
+    def unrolled(self, x_BCTHW: Tensor, noise_BCTHW: Tensor) -> tuple:
+        """What training needs of a posterior sample: moments (float32), then the decoder's `trunk`."""
+        moments = ops.to_float32(self.encoder(x_BCTHW, (), True, True)[0])
+        z_BCTHW = ops.cast_like(posterior_sample(moments, noise_BCTHW), x_BCTHW)
+        h, low, bands, _ = self.decoder.trunk(z_BCTHW, (), True, True)
+        return moments, h, low, bands
 
     def encode(self, x_BCTHW: Tensor, chunk_frames: int = 0) -> Tensor:
         """Moments (B,2Z,T',H/8,W/8) of pixels in [-1, 1]; T must be a multiple of the time stride plus one.

@@ -6,6 +6,8 @@ syntax trees.
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = {"mindspore", "mindone", "torch"}
 SEAMS = {  # file -> why its bodies differ
     "kernels.py": "fused operators have different names, layouts and mask conventions",
+    "parallel.py": "collective operations and how ranks meet",
     "ops.py": "the same functions under different names",
     "runtime.py": "devices, compilation, autograd and memory",
     "text.py": "text encoders come from transformers there and mindone.transformers here",
@@ -84,10 +87,21 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
+def formatted(text: str) -> str:
+    """The text as `ruff format` leaves it; as it is without ruff."""
+    ruff = shutil.which("ruff") or shutil.which("ruff", path=str(Path(sys.executable).parent))
+    if ruff is None:
+        return text
+    call = [ruff, "format", "--stdin-filename", str(ROOT / "pt" / "twin.py"), "-"]
+    return subprocess.run(call, input=text, capture_output=True, text=True, check=True).stdout
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        sys.exit(f"error: got {' '.join(sys.argv[1:])}; python -m tools.mirror takes no arguments")
     for name in sorted(files("ms") - set(SEAMS)):
         target = ROOT / "pt" / name
-        text = to_pytorch((ROOT / "ms" / name).read_text())
+        text = formatted(to_pytorch((ROOT / "ms" / name).read_text()))
         if not target.exists() or target.read_text() != text:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)

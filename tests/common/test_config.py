@@ -9,7 +9,8 @@ from pydantic import Field
 from common.captions import NEGATIVE_PROMPT, PROMPT_TEMPLATE
 from common.config import Config, build, load
 from common.models import TransformerConfig, VAEConfig
-from common.runs import ReconstructConfig, SampleConfig
+from common.runs import EvaluateVAEConfig, ReconstructConfig, SampleConfig
+from common.vae_training import VAETrainConfig
 from tools.parity.plan import DumpConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,13 @@ PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_presets_load_and_say_how_to_run_them(path):
-    kinds = {"sample": SampleConfig, "reconstruct": ReconstructConfig, "parity": DumpConfig}
+    kinds = {
+        "sample": SampleConfig,
+        "reconstruct": ReconstructConfig,
+        "evaluate": EvaluateVAEConfig,
+        "parity": DumpConfig,
+        "train": VAETrainConfig,
+    }
     kind = kinds[path.stem.split("_")[0]]
     load(kind, path)
     head = path.read_text().split("\n\n")[0]
@@ -159,3 +166,16 @@ def test_released_presets_use_the_references_prompts():
             config = load(SampleConfig, path)
             assert config.prompt_template == PROMPT_TEMPLATE
             assert config.negative_prompt == NEGATIVE_PROMPT
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    preset = ROOT / "configs" / "train_vae_tiny.yaml"
+    config = load(
+        VAETrainConfig,
+        preset,
+        ["data.sources.1.weight=5", "data.sources.0.videos=a: b", "data.sources.0.generated=false"],
+    )
+    assert config.data.sources[1].weight == 5
+    assert config.data.sources[0].videos == "a: b"
+    with pytest.raises(ValueError, match="'7' is not an entry of a list of 2, counted from 0"):
+        load(VAETrainConfig, preset, ["data.sources.7.weight=5"])

@@ -17,6 +17,12 @@ QUICK_IN_MS = (  # compiled in seconds; the rest of the ms cases (32 layers, who
     "rope3d",
     "schedulers",
     "captions",
+    "data_buckets",
+    "data_functions",
+    "data_transforms",
+    "data_items",
+    "collate",
+    "group_sampler",
     "metrics_psnr_ssim",
     "text_encoder_mt5",
     "dit_block_n4_group",
@@ -45,3 +51,14 @@ def test_golden(tree, name):
     failed = [v for v in result.verdicts if not v.passed]
     assert result.verdicts
     assert not failed, "\n".join(map(str, failed))
+
+
+@pytest.mark.pt
+def test_a_kink_is_why_one_case_has_a_wider_tolerance():
+    """With float64 arithmetic every output is within the recording's own tolerance."""
+    if FOLDER is None or "vae_loss_gen_l1_wavelet" not in select(FOLDER):
+        pytest.skip("the case is not among the goldens here")
+    from tools.parity.tree import Tree
+
+    result = check_case(Tree("pt", dtype="float64"), FOLDER, "vae_loss_gen_l1_wavelet")
+    assert not [v for v in result.verdicts if not v.passed]

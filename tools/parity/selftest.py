@@ -72,12 +72,12 @@ def larger_epsilon(tree: Tree, model: Any) -> None:
 
 def transposed_weight(tree: Tree, model: Any) -> None:
     weight = model.transformer_blocks[1].attn1.to_q.weight
-    tree.runtime.assign(weight, tree.runtime.to_tensor(tree.runtime.to_numpy(weight).T.copy()))
+    tree.ops.assign(weight, tree.runtime.to_tensor(tree.runtime.to_numpy(weight).T.copy()))
 
 
 def dropped_bias(tree: Tree, model: Any) -> None:
     bias = model.transformer_blocks[3].ff.net[2].bias
-    tree.runtime.assign(bias, bias * 0.0)
+    tree.ops.assign(bias, bias * 0.0)
 
 
 @contextlib.contextmanager

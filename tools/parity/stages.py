@@ -13,6 +13,7 @@ import numpy as np
 
 from common.conditions import grid_inputs, text_inputs
 from common.images import to_uint8
+from common.optim import controls
 from common.rope import timestep_features
 from common.samplers import SamplerTable
 from common.skiparse import FULL, GROUP, SINGLE
@@ -299,15 +300,15 @@ def run_train_step(lab: Lab, record: Recorder) -> None:
     params = tree.runtime.trainable(model)
     moments = {name: (p * 0.0, p * 0.0) for name, p in params.items()}
     start = {name: tree.numpy(p).copy() for name, p in params.items()}
+    optimizer = lab.config.optimizer
     for count in range(1, lab.config.num_train_steps + 1):
         value, grads = step(x, features, text, *rest, target)
+        numbers = lab.tensor(controls(optimizer, count, optimizer.lr))
         record.put(f"out.loss_{count}", tree.numpy(value))
         for name, parameter in params.items():
-            new, mean, var = tree.optim.adamw(
-                lab.config.optimizer, count, parameter, grads[name], *moments[name]
-            )
+            new, mean, var = tree.optim.adamw(optimizer, numbers, parameter, grads[name], *moments[name])
             moments[name] = (mean, var)
-            tree.runtime.assign(parameter, new)
+            tree.ops.assign(parameter, new)
     for name, parameter in params.items():
         record.put(f"param.{name}", tree.numpy(parameter) - start[name])  # how far it moved
 

@@ -12,8 +12,13 @@ Arrays = dict[str, np.ndarray]
 class Tree:
     """One of the two trees; its modules load when first used."""
 
-    def __init__(self, name: str, device: str = "cpu"):
+    def __init__(self, name: str, device: str = "cpu", dtype: str | None = None):
+        """
+        Args:
+            dtype: of every model and floating-point input; as they come if not given.
+        """
         self.name = name
+        self.dtype = dtype
         self.device = self.module("runtime").setup(device)
 
     def module(self, name: str) -> Any:
@@ -22,11 +27,15 @@ class Tree:
     def __getattr__(self, name: str) -> Any:
         return self.module(name)
 
-    def tensor(self, array: np.ndarray | None) -> Any:
-        return None if array is None else self.runtime.to_tensor(array)
+    def tensor(self, array: np.ndarray | np.floating | None) -> Any:
+        if array is None:
+            return None
+        return self.runtime.to_tensor(array, self.dtype if np.issubdtype(array.dtype, np.floating) else None)
 
     def load(self, model: Any, weights: Arrays, where: str) -> Any:
         self.runtime.load_weights(model, weights, where)
+        if self.dtype is not None:
+            self.runtime.cast(model, self.dtype)
         return self.runtime.place(model, self.device)
 
     def call(self, function: Callable, *arguments: Any, models: tuple = ()) -> Any:

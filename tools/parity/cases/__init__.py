@@ -13,11 +13,21 @@ import numpy as np
 from tools.parity.goldens import Case
 from tools.parity.tree import Tree
 
+from .data import run_collate, run_functions, run_group_sampler, run_index, run_items, run_transforms
 from .defect import Defect
 from .sampling import run_sampling, run_schedulers
 from .text import run_captions, run_metrics, run_text_encoder
 from .transformer import run_block, run_masks, run_pieces, run_rope, run_skiparse, run_transformer
-from .vae import run_causal_vae, run_posterior, run_vae, run_vae_blocks, run_vae_chunks, run_wavelets
+from .vae import (
+    run_causal_vae,
+    run_causal_vae_tiles,
+    run_posterior,
+    run_vae,
+    run_vae_blocks,
+    run_vae_chunks,
+    run_wavelets,
+)
+from .vae_losses import run_vae_loss
 
 
 def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
@@ -30,7 +40,9 @@ RUNNERS: dict[str, Callable[[Tree, Case], dict[str, Any]]] = {
     "wfvae": run_vae,
     "wfvae-tiling": run_vae_chunks,
     "causalvae": run_causal_vae,
+    "causalvae-tiling": run_causal_vae_tiles,
     "vae-posterior": run_posterior,
+    "vae-training-loss": run_vae_loss,
     "wavelet": run_wavelets,
     "vae-blocks": run_vae_blocks,
     "dit-t2v": run_transformer,
@@ -43,6 +55,12 @@ RUNNERS: dict[str, Callable[[Tree, Case], dict[str, Any]]] = {
     "sampling-t2v": run_sampling,
     "schedulers": run_schedulers,
     "data-captions": run_captions,
+    "data-functions": run_functions,
+    "data-index": run_index,
+    "data-transforms": run_transforms,
+    "data-items": run_items,
+    "data-collate": run_collate,
+    "data-sampler": run_group_sampler,
     "metrics": run_metrics,
     "text-encoder": run_text_encoder,
 }

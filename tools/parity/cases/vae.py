@@ -6,6 +6,7 @@ import numpy as np
 
 from common.config import build
 from common.models import CausalVAEConfig, VAEConfig
+from common.tiling import TilingConfig
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
@@ -96,10 +97,14 @@ def run_vae_chunks(tree: Tree, case: Case) -> dict[str, Any]:
     return results
 
 
+def build_causal_vae(tree: Tree, case: Case) -> Any:
+    config = build(CausalVAEConfig, case.record["config"], case.name)
+    return tree.load(tree.causal_vae.CausalVAE(config), case.weights, case.name)
+
+
 def run_causal_vae(tree: Tree, case: Case) -> dict[str, Any]:
     """OD-VAE, whole clips, and its wrapper with one fixed factor."""
-    config = build(CausalVAEConfig, case.record["config"], case.name)
-    vae = tree.load(tree.causal_vae.CausalVAE(config), case.weights, case.name)
+    vae = build_causal_vae(tree, case)
     given, results = case.inputs, {}
     with tree.runtime.inference():
         if "latent_to_decode" in given:
@@ -114,6 +119,38 @@ def run_causal_vae(tree: Tree, case: Case) -> dict[str, Any]:
             results[f"decoded_z_{tag}"] = tree.numpy(vae.decode(tree.tensor(given[f"z_{tag}"])))
             results[f"recon_mode_{tag}"] = tree.numpy(vae.decode(tree.tensor(mean)))
     return results
+
+
+def run_causal_vae_tiles(tree: Tree, case: Case) -> dict[str, Any]:
+    """OD-VAE in tiles; each output with the reference's attributes as they were for it."""
+    vae = build_causal_vae(tree, case)
+    defaults, overrides, results = case.record["default_attributes"], case.record["overrides"], {}
+    for output in case.outputs:
+        kind, _, axis = output.rpartition("_")
+        attributes = defaults | overrides.get(axis, {}) | overrides.get(output, {})
+        if kind == "moments":
+            x, code = case.inputs[f"x_{axis}"], tree.tiling.encode_tiled
+            tiling = tiling_of(attributes, "sample", vae.config.stride_thw)
+        else:
+            x, code = case.inputs[f"z_{axis}"], tree.tiling.decode_tiled
+            tiling = tiling_of(attributes, "latent", (1, 1, 1))
+        with tree.runtime.inference():
+            results[output] = tree.numpy(code(vae, tree.tensor(x), tiling))
+    return results
+
+
+def tiling_of(attributes: dict[str, Any], side: str, stride_thw: tuple) -> TilingConfig:
+    """Our tiling from the reference's attributes: its time size is one more than the step of the windows, in
+    frames of the side that is cut.
+    """
+    size = attributes[f"tile_{side}_min_size"] // stride_thw[1]
+    step = (attributes[f"tile_{side}_min_size_t"] - 1) // stride_thw[0]
+    return TilingConfig(
+        window_frames=step + attributes["tile_overlap_t"],
+        overlap_frames=attributes["tile_overlap_t"],
+        tile_size=size,
+        overlap_size=int(size * attributes["tile_overlap_factor"]),
+    )
 
 
 def run_posterior(tree: Tree, case: Case) -> Arrays:

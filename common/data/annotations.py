@@ -1,0 +1,272 @@
+"""Annotations of captioned clips and pictures: read once, kept compactly, entry by entry on demand.
+
+An entry has `path` and `cap` (a sentence or a list of them), `resolution` {height, width}, `num_frames`,
+`fps`, `aesthetic` (or `aes`), `cut` [first frame, ...], `crop` [left, right, top, bottom], `motion` and
+`tech`. Files are JSON (a list), JSONL (an entry per line) or Parquet (the same names as columns). What an
+entry lacks is judged later (selection.py); only those that do not have this form are counted and named here.
+"""
+
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+from .selection import Columns
+from .texts import Texts
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+BUFFER = 2**18  # bytes of Parquet read at a time; a group of rows may be the whole file
+MAX_NAMED = 10  # unreadable entries named in a report
+ROWS = 1024  # of Parquet at a time
+NO_CROP = (-1, -1, -1, -1)
+
+
+class Entry(NamedTuple):
+    """One clip or picture, ready to be read."""
+
+    path: str
+    captions: tuple[str, ...]
+    is_image: bool
+    num_frames: int
+    fps: float  # NaN if not given
+    start: int  # of the clip in its file, in frames
+    crop: tuple[int, ...]  # left, right, top, bottom; NO_CROP: none
+    aesthetic: float  # NaN if not given
+
+
+class Annotations:
+    """Every entry of one or more files: numbers in arrays, texts compressed."""
+
+    def __init__(self) -> None:
+        self.roots: list[str] = []
+        self.unreadable_named: list[str] = []
+        self.texts = Texts()
+        self._columns = {name: array(kind) for name, kind in COLUMNS.items()}
+        self._crops = array("i")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of one of COLUMNS."""
+        return np.frombuffer(self._columns[name], _DTYPES[COLUMNS[name]]).copy()  # the array may still grow
+
+    def columns(self) -> Columns:
+        """What the selection looks at."""
+        return Columns(*(self.column(name) for name in Columns._fields))
+
+    def entry(self, index: int) -> Entry:
+        """Entry number `index` in the order of the files."""
+        name, *captions = self.texts[index]
+        value = {column: self._columns[column][index] for column in COLUMNS}
+        return Entry(
+            str(Path(self.roots[value["root"]], name)),
+            tuple(captions),
+            bool(value["is_image"]),
+            value["num_frames"],
+            value["fps"],
+            value["start"],
+            tuple(self._crops[4 * index : 4 * index + 4]),
+            value["aesthetic"],
+        )
+
+    def add_file(self, root: str, path: Path) -> None:
+        """Append the entries of a file, whose paths begin at `root`.
+
+        Raises:
+            ValueError: no such file, another format, or not a list of entries.
+        """
+        self.roots.append(root)
+        for place, entry in _entries(path):
+            try:
+                self._add(entry)
+            except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+                self._add_unreadable(f"{path}, {place}: {_what(error)}")
+
+    def _add(self, entry: dict[str, Any] | Exception) -> None:
+        if isinstance(entry, Exception):
+            raise entry
+        path, captions = entry["path"], entry.get("cap") or ()
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        if not isinstance(path, str) or not path:
+            raise ValueError(f"path is {path!r}")
+        if not all(isinstance(caption, str) for caption in captions):
+            raise ValueError("cap is not text")
+        size = entry.get("resolution") or {}
+        if not isinstance(size, dict):
+            raise ValueError(f"resolution is {size}")
+        crop = entry.get("crop")
+        crop = NO_CROP if crop is None else tuple(int(edge) for edge in crop)
+        if len(crop) != 4 or (crop != NO_CROP and not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3])):
+            raise ValueError(f"crop is {crop}")
+        suffix = path[path.rfind(".") :].lower()
+        fps = _number(entry.get("fps"))
+        if fps <= 0:
+            raise ValueError(f"fps is {fps}")
+        cut = entry.get("cut")
+        start = 0 if cut is None else int(cut[0])
+        if start < 0:
+            raise ValueError(f"cut is {cut}")
+        aesthetic = entry.get("aesthetic")
+        row = (
+            len(self.roots) - 1,
+            False,
+            any(captions),
+            suffix in _KNOWN,
+            suffix in IMAGE_SUFFIXES,
+            int(size.get("height") or 0),
+            int(size.get("width") or 0),
+            int(entry.get("num_frames") or 0),
+            fps,
+            start,
+            _number(entry.get("aes") if aesthetic is None else aesthetic),
+            _number(entry.get("motion")),
+            _number(entry.get("tech")),
+        )
+        self._append(row, crop, (path, *(caption for caption in captions if caption)))
+
+    def _add_unreadable(self, what: str) -> None:
+        if len(self.unreadable_named) < MAX_NAMED:
+            self.unreadable_named.append(what)
+        nan = float("nan")
+        row = (len(self.roots) - 1, True, False, False, False, 0, 0, 0, nan, 0, nan, nan, nan)
+        self._append(row, NO_CROP, ("",))
+
+    def _append(self, row: tuple, crop: tuple[int, ...], texts: tuple[str, ...]) -> None:
+        converted = [array(kind, [value]) for kind, value in zip(COLUMNS.values(), row)]  # all fit, or none
+        crops = array("i", crop)
+        for column, value in zip(self._columns.values(), converted):
+            column.extend(value)
+        self._crops.extend(crops)
+        self.texts.append(texts)
+
+
+COLUMNS = {  # name and type code of the module array
+    "root": "h",
+    "unreadable": "b",
+    "has_caption": "b",
+    "known_type": "b",
+    "is_image": "b",
+    "height": "i",
+    "width": "i",
+    "num_frames": "i",
+    "fps": "d",
+    "start": "i",
+    "aesthetic": "f",
+    "motion": "f",
+    "tech": "f",
+}
+_DTYPES = {"b": np.bool_, "h": np.int16, "i": np.int32, "f": np.float32, "d": np.float64}
+_KNOWN = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+
+
+def read_annotations(source: str | Path, root: str | None = None) -> Annotations:
+    """All entries behind `source`: a `.txt` with lines `root,file`, or one annotation file.
+
+    A relative file or root of a `.txt` begins at the folder of that `.txt`.
+
+    Args:
+        root: where the paths of a single file begin; None: at its own folder.
+
+    Raises:
+        ValueError: a file is missing, of another format, or empty.
+    """
+    source = Path(source)
+    found = Annotations()
+    if source.suffix.lower() == ".txt":
+        for folder, path in _listed(source):
+            found.add_file(folder, path)
+    else:
+        found.add_file(str(source.parent) if root is None else root, source)
+    if not len(found):
+        raise ValueError(f"annotations {source}: got no entry, wanted one or more; check the file")
+    return found
+
+
+def _listed(source: Path) -> Iterator[tuple[str, Path]]:
+    if not source.is_file():
+        raise ValueError(f"annotations {source}: got no such file, wanted lines `root,annotation.json`")
+    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        root, comma, name = line.strip().rpartition(",")
+        if not comma:
+            raise ValueError(
+                f"annotations {source}, line {number}: got {line!r}, wanted `root,annotation.json`"
+            )
+        yield str(source.parent / root.strip()), source.parent / name.strip()
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each entry stands, and the entry, or the error that keeps it from being read."""
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
+        got = "no such file" if not path.is_file() else f"suffix {path.suffix!r}"
+        raise ValueError(f"annotations {path}: got {got}, wanted a file ending in {', '.join(SUFFIXES)}")
+    return {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix.lower()](path)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"annotations {path}: got {error}, wanted a JSON list of entries") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"annotations {path}: got {type(entries).__name__}, wanted a JSON list of entries")
+    entries.reverse()
+    for number in range(1, len(entries) + 1):
+        yield f"entry {number}", _as_entry(entries.pop())  # given back as they are read
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            try:
+                entry = _as_entry(json.loads(line))
+            except ValueError as error:
+                entry = error
+            yield f"line {number}", entry
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"annotations {path}: reading Parquet needs pyarrow; pip install pyarrow, or use JSONL"
+        ) from None
+    try:
+        with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+            columns = [name for name in file.schema_arrow.names if name in _FIELDS]
+            number = 0
+            for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
+                for entry in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", entry
+    except pa.ArrowException as error:
+        raise ValueError(f"annotations {path}: got {error}, wanted a Parquet file; write it again") from None
+
+
+_FIELDS = {
+    *("path", "cap", "resolution", "num_frames", "fps", "cut", "crop"),
+    *("aesthetic", "aes", "motion", "tech"),
+}
+
+
+def _as_entry(entry: Any) -> Any:
+    return entry if isinstance(entry, dict) else ValueError(f"not an entry but {type(entry).__name__}")
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _what(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

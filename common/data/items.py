@@ -1,0 +1,133 @@
+"""Turns one item of a batch into pixels and text: a pure function of (config, seed, item), in any process.
+
+Shape legend: C channels, T frames, H height, W width.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from common.clip_file import TooShortError
+from common.images import read_image, to_model
+from common.noise import generator, index_of
+
+from .annotations import NO_CROP, Entry
+from .buckets import Bucket
+from .frames import read_frames
+from .selection import UNKNOWN_FPS, choose_frames
+from .t2v_config import T2VDataConfig
+from .text import chooser, training_text
+from .transforms import Box, fit_of
+
+UNDECODABLE, TOO_SHORT, OTHER_SIZE = "undecodable", "shorter than annotated", "not of the annotated size"
+
+
+class ClipItem(NamedTuple):
+    """A clip of the annotations, to be cut and described by the random stream `stream`."""
+
+    entry: Entry
+    bucket: Bucket
+    stream: str
+
+
+class SceneItem(NamedTuple):
+    """A scene to be drawn by the random stream `stream`."""
+
+    bucket: Bucket
+    stream: str
+
+
+class Defect(NamedTuple):
+    """What is wrong with a file, and what the reader said."""
+
+    kind: str
+    reason: str
+
+
+class Sample(NamedTuple):
+    """One clip with its text; or what is wrong with it."""
+
+    name: str
+    x_CTHW: np.ndarray | None
+    caption: str = ""
+    defect: Defect | None = None
+
+
+class OtherSizeError(ValueError):
+    """The frames are not of the size that their annotation says."""
+
+
+class T2VReader:
+    """Reads any item; travels to the worker processes."""
+
+    def __init__(self, config: T2VDataConfig, seed: int):
+        self.config, self.seed = config, seed
+
+    def __call__(self, item: ClipItem | SceneItem) -> Sample:
+        rng = generator(self.seed, index_of(item.stream))
+        return self._draw(item, rng) if isinstance(item, SceneItem) else self._read(item, rng)
+
+    def _read(self, item: ClipItem, rng: np.random.Generator) -> Sample:
+        path = item.entry.path
+        try:
+            x_CTHW = self._pixels(item, rng)
+        except OtherSizeError as error:
+            return Sample(path, None, defect=Defect(OTHER_SIZE, str(error)))
+        except TooShortError as error:
+            return Sample(path, None, defect=Defect(TOO_SHORT, str(error)))
+        except (ValueError, OSError) as error:
+            return Sample(path, None, defect=Defect(UNDECODABLE, str(error)))
+        return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng))
+
+    def _draw(self, item: SceneItem, rng: np.random.Generator) -> Sample:
+        from common.drawing import render
+        from common.scenes import caption, draw_scene
+
+        scene = draw_scene(rng, heldout=False)
+        sentence = caption(scene, rng)
+        return Sample(
+            item.stream, to_model(render(scene, *item.bucket))[0], self._text([sentence], item, rng)
+        )
+
+    def _text(self, captions: Sequence[str], item: ClipItem | SceneItem, rng: np.random.Generator) -> str:
+        kind = "image" if item.bucket.num_frames == 1 else "video"
+        path, score = (item.entry.path, item.entry.aesthetic) if isinstance(item, ClipItem) else ("", np.nan)
+        return training_text(self.config, captions, score, kind, path, chooser(rng), rng.random)
+
+    def _pixels(self, item: ClipItem, rng: np.random.Generator) -> np.ndarray:
+        entry = item.entry
+
+        def fit(frames_THWC: np.ndarray) -> np.ndarray:
+            return self._fit(frames_THWC, item)
+
+        if entry.is_image:
+            x_THWC = fit(read_image(entry.path)[None])
+        else:
+            indices = choose_frames(
+                entry.start,
+                entry.num_frames,
+                UNKNOWN_FPS if np.isnan(entry.fps) else entry.fps,
+                self.config,
+                lambda total, length: int(rng.integers(total - length + 1)),
+                self.config.speed_factor,
+            )
+            x_THWC = read_frames(entry.path, indices, fit)
+        x_THWC *= np.float32(2 / 255)
+        x_THWC -= 1
+        return np.ascontiguousarray(x_THWC.transpose(3, 0, 1, 2))
+
+    def _fit(self, frames_THWC: np.ndarray, item: ClipItem) -> np.ndarray:
+        """Frames cut as annotated and brought to the size of the bucket."""
+        left, right, top, bottom = item.entry.crop
+        if item.entry.crop != NO_CROP:
+            frames_THWC = Box(top, left, bottom - top, right - left).cut(frames_THWC)
+        _, H, W, _ = frames_THWC.shape
+        assert self.config.sizes is not None
+        fit = fit_of(self.config.sizes, H, W) if H and W else None
+        if fit is None or (fit.after.height, fit.after.width) != item.bucket[1:]:
+            raise OtherSizeError(
+                f"{item.entry.path}: got frames of {H}x{W}, wanted the annotated size, which gives "
+                f"{item.bucket.height}x{item.bucket.width}; correct resolution or crop"
+            )
+        return fit(frames_THWC)

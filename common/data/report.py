@@ -1,0 +1,70 @@
+"""What training is going to see, before it starts."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MAX_LINES = 40  # buckets in the table
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """One bucket: how many clips, tokens of all of them, and batches of an epoch (0: without end)."""
+
+    bucket: str
+    clips: int
+    tokens_per_clip: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which clips are used, why others are not, and how an epoch is made of them."""
+
+    source: str
+    scanned: int  # 0: clips are drawn, without end
+    kept: int
+    dropped: dict[str, int]
+    unreadable: list[str]  # the first of them
+    assumed_fps: int  # kept videos without fps
+    batch: int  # samples of all ranks
+    ranks: int
+    buckets: list[BucketReport]
+    steps_per_epoch: int | None
+    repeated: int  # samples that fill up the last batch of a bucket
+    padding_share: float  # of the tokens that the model computes
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [self._first_line(), *self._dropped(), *self._table()]
+        end = f"padding {self.padding_share:.2%} of the tokens"
+        if self.steps_per_epoch is not None:
+            end = f"{self.repeated} samples repeated to fill batches; {end}"
+            end = f"{self.steps_per_epoch} steps an epoch, {end}"
+        return "\n".join([*lines, f"batch of {self.batch} over {self.ranks} ranks; {end}"])
+
+    def _first_line(self) -> str:
+        if not self.scanned:
+            return f"data: {self.source}"
+        note = f"; {self.assumed_fps} without fps, taken as 24" if self.assumed_fps else ""
+        return f"data: {self.source}: {self.kept} of {self.scanned} clips are used{note}"
+
+    def _dropped(self) -> list[str]:
+        lines = [f"  dropped {count:>9}  {reason}" for reason, count in self.dropped.items()]
+        return lines + [f"    {what}" for what in self.unreadable]
+
+    def _table(self) -> list[str]:
+        total = sum(line.clips * line.tokens_per_clip for line in self.buckets)
+        lines = [f"  {'bucket':<14}{'clips':>9}{'tokens/clip':>13}{'of all tokens':>15}{'batches':>9}"]
+        for line in self.buckets[:MAX_LINES]:
+            if not self.scanned:
+                lines.append(f"  {line.bucket:<14}{'drawn':>9}{line.tokens_per_clip:>13}")
+                continue
+            share = line.clips * line.tokens_per_clip / total
+            lines.append(
+                f"  {line.bucket:<14}{line.clips:>9}{line.tokens_per_clip:>13}{share:>15.1%}{line.batches:>9}"
+            )
+        more = len(self.buckets) - MAX_LINES
+        return lines + [f"  and {more} smaller ones"] * (more > 0)

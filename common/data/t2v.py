@@ -1,0 +1,119 @@
+"""Batches of clips with captions for the transformer: read ahead, the same for any number of workers.
+
+Shape legend: B batch, C channels, T frames, H height, W width.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from common.loader import Loader
+from common.parallel import Mesh
+
+from .annotated import AnnotatedClips
+from .batch import pad, stack
+from .generated import GeneratedClips
+from .items import ClipItem, Defect, Sample, SceneItem, T2VReader
+from .report import Report
+from .t2v_config import T2VDataConfig
+
+ONE_PROCESS = Mesh()
+MIN_TRIED = 100  # clips over which the share of broken ones is first judged
+MAX_TRIES = 20  # broken clips in a row before a batch is given up
+MAX_NAMED = 10  # clips named in a message
+
+
+class T2VLoader:
+    """Batches for one rank. In a step all ranks have clips of one size; rank r of P has every P-th."""
+
+    def __init__(self, config: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh = ONE_PROCESS):
+        """Scan the annotations.
+
+        Raises:
+            ValueError: a file is missing or of another format, or no clip is left.
+        """
+        if batch_size < 1:
+            raise ValueError(f"data: got batch_size={batch_size}, wanted 1 or more")
+        self.config, self.batch_size, self.mesh = config, batch_size, mesh
+        batch = batch_size * mesh.size
+        self.source = (
+            GeneratedClips(config, batch) if config.generated else AnnotatedClips(config, batch, seed)
+        )
+        self._places = mesh.share(range(batch))  # ours in the batch of all ranks
+        self.reader = T2VReader(config, seed)
+        self._num_clips = self.source.report().kept
+        self.broken: dict[str, Defect] = {}
+        self._tried: set[str] = set()
+
+    def report(self) -> Report:
+        """What there is, what was dropped and why, and what an epoch is; `str` of it is a table."""
+        return self.source.report(self.mesh.size)
+
+    def batches(
+        self, start_step: int = 0, stop_step: int | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(step, batch) for each step before `stop_step`; None: endlessly.
+
+        A batch has `x_BCTHW` (float32 in [-1, 1]), `captions` and `names` (lists), and `keep_BTHW`: which
+        latent cells hold video, or None where all do.
+
+        Raises:
+            ValueError: more than `max_bad_share` of the clips tried so far are broken.
+            ChildProcessError: a worker died.
+        """
+        loader = Loader(self.plan, self.reader, self.config.workers, self.config.prefetch)
+        with closing(loader.batches(start_step, stop_step)) as batches:
+            for step, samples in batches:
+                yield step, self._batch([self._accept(step, *pair) for pair in zip(self._places, samples)])
+
+    def plan(self, step: int) -> list[ClipItem | SceneItem]:
+        """This rank's items of a step."""
+        return [self.source.item(step, place) for place in self._places]
+
+    def summary(self) -> str:
+        """What was skipped so far."""
+        skipped = []
+        for kind, count in Counter(defect.kind for defect in self.broken.values()).items():
+            names = [name for name, defect in self.broken.items() if defect.kind == kind]
+            more = ", ..." if count > MAX_NAMED else ""
+            skipped.append(f"{count} {kind} ({', '.join(names[:MAX_NAMED])}{more})")
+        return f"skipped: {', '.join(skipped) or 'none'}"
+
+    def _batch(self, samples: list[Sample]) -> dict[str, Any]:
+        clips = [sample.x_CTHW for sample in samples if sample.x_CTHW is not None]
+        size = self.source.pad_to()
+        x_BCTHW, keep_BTHW = (stack(clips), None) if size is None else pad(clips, size)
+        return {
+            "x_BCTHW": x_BCTHW,
+            "captions": [sample.caption for sample in samples],
+            "keep_BTHW": None if keep_BTHW is None or keep_BTHW.all() else keep_BTHW,
+            "names": [sample.name for sample in samples],
+        }
+
+    def _accept(self, step: int, place: int, sample: Sample) -> Sample:
+        """The sample, or for a broken one another of its bucket; broken ones are counted."""
+        for attempt in range(MAX_TRIES):
+            self._tried.add(sample.name)
+            if sample.defect is None:
+                return sample
+            self.broken[sample.name] = sample.defect
+            self._check_share()
+            assert isinstance(self.source, AnnotatedClips)
+            sample = self.reader(self.source.substitute(step, place, attempt))
+        raise ValueError(self._too_many(f"fewer than {MAX_TRIES} in a row"))
+
+    def _check_share(self) -> None:
+        share = self.config.max_bad_share
+        tried = max(len(self._tried), min(MIN_TRIED, self._num_clips))
+        if len(self.broken) > max(1, share * tried):
+            raise ValueError(self._too_many(f"at most {share:.1%} (max_bad_share)"))
+
+    def _too_many(self, allowed: str) -> str:
+        reasons = "\n".join(
+            f"  {defect.kind}: {defect.reason}" for defect in [*self.broken.values()][:MAX_NAMED]
+        )
+        return (
+            f"data: got {len(self.broken)} broken of {len(self._tried)} clips tried, wanted {allowed}; "
+            f"repair or remove them:\n{reasons}"
+        )

@@ -1,0 +1,77 @@
+"""What `python -m ms.train_vae` and `python -m pt.train_vae` share: the config, and whose turn a step is."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .clips import ClipsConfig
+from .config import Config
+from .loop import LoopConfig
+from .models import DiscriminatorConfig
+from .optim import OptimConfig
+from .runs import Device, DType, ModelSource
+
+
+class VAELossConfig(Config):
+    """Terms of the video VAE's loss (arXiv:2411.17459, section 3.4). Defaults are the reference's."""
+
+    pixel: Literal["l1", "l2"] = "l1"
+    kl_weight: float = Field(default=1e-6, ge=0)
+    wavelet_weight: float = Field(default=0.1, ge=0)
+    perceptual_weight: float = Field(default=1.0, ge=0)  # of LPIPS, when its weights are given
+    disc_weight: float = Field(default=0.5, ge=0)  # of the adversarial term, after it was balanced
+    disc_factor: float = Field(default=1.0, ge=0)
+    disc_start: int = Field(default=0, ge=0)  # first step with an adversarial term
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    logvar_init: float = 0.0
+    learn_logvar: bool = False  # the reference declares it a parameter, but never hands it to its optimizer
+
+
+class VAEValidationConfig(Config):
+    """Clips the VAE is judged on while it trains; the same ones every time."""
+
+    data: ClipsConfig
+    clips: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+
+
+class VAETrainConfig(Config):
+    """`python -m ms.train_vae` / `python -m pt.train_vae`: a WF-VAE from clips."""
+
+    vae: ModelSource  # a config with random_seed starts anew, a path continues from its weights
+    discriminator: DiscriminatorConfig | None = None  # none: no adversarial term
+    lpips: str | None = None  # its model directory; none: no perceptual term
+    loss: VAELossConfig = VAELossConfig()
+    data: ClipsConfig
+    validation: VAEValidationConfig | None = None
+    batch_size: int = Field(default=1, ge=1)  # clips per rank and update
+    accumulate: int = Field(default=1, ge=1)  # parts a batch is cut into, to fit into memory
+    optimizer: OptimConfig = OptimConfig(weight_decay=1e-4)
+    disc_optimizer: OptimConfig = OptimConfig()
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1
+    )  # of the weights that are judged and kept; 0: no average
+    dtype: DType = "float32"  # of activations; weights and their updates are float32
+    seed: int = Field(default=0, ge=0)
+    device: Device = "auto"
+    loop: LoopConfig
+    output: str = "outputs/train_vae"
+
+    @model_validator(mode="after")
+    def _check(self) -> "VAETrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; "
+                "it counts the clips of all parts together"
+            )
+        if self.validation is not None and not self.loop.validate_every:
+            raise ValueError(
+                "validation is given, but loop.validate_every is 0; set it, or leave validation out"
+            )
+        if self.loop.validate_every and self.validation is None:
+            raise ValueError("loop.validate_every is set, but there is no validation section")
+        return self
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether the update with this index is the discriminator's: every second one from disc_start on."""
+        return self.discriminator is not None and step >= self.loss.disc_start and step % 2 == 1

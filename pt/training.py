@@ -1,0 +1,129 @@
+"""One trained set of parameters: its loss, optimizer, loss scale and count of updates, and their state."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from common.loop import NotFinite
+from common.optim import LossScale, OptimConfig, controls
+
+from . import runtime
+from .optim import Accumulate, Apply, Step
+from .parallel import Ranks
+
+
+class Trained:
+    """Parameters that a loss trains; `step` is one update on a batch."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        params: Mapping,
+        config: OptimConfig,
+        ranks: Ranks,
+        dtype: str,
+        ema_decay: float = 0.0,
+        accumulate: int = 1,
+    ):
+        """
+        Args:
+            loss: as `optim.Step` wants it.
+            dtype: of activations; float16 needs a loss scale.
+            ema_decay: of the moving average of the parameters; 0: none.
+            accumulate: parts that the gradients of an update are summed over.
+        """
+        self.loss: Any = loss
+        self.params, self.config = dict(params), config
+        self.ema_decay = ema_decay
+        self.scale = LossScale(dtype)
+        self.updates = 0
+        self.parts = accumulate
+        self.one_step = Step(loss, params, config, ranks.mean, ema_decay > 0)
+        if accumulate > 1:
+            self.accumulate = Accumulate(self.one_step, accumulate)
+            self.apply = Apply(self.accumulate)
+
+    def step(self, *inputs: np.ndarray | np.floating) -> dict[str, float]:
+        """Update the parameters with the mean gradient of a batch; the loss's terms, and more for the log.
+
+        Args:
+            inputs: arrays with the batch first, cut into parts; numbers are given to each part.
+
+        Raises:
+            NotFinite: the loss, or a gradient at every loss scale, is not finite; nothing was changed.
+        """
+        lr = self.config.rate(self.updates + 1)
+        numbers = controls(self.config, self.updates + 1, lr, self.ema_decay, self.scale.value)
+        terms, norm, finite = self._run(
+            runtime.to_tensor(numbers), [list(cut(x, self.parts)) for x in inputs]
+        )
+        values = dict(zip(self.loss.terms, map(float, runtime.to_numpy(terms)), strict=True))
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise NotFinite(name)
+        if bool(runtime.to_numpy(finite)):
+            self.updates += 1
+            self.scale.fitted()
+        elif not self.scale.overflowed():
+            raise NotFinite("the gradients' norm")
+        extras = {"loss_scale": self.scale.value} if self.scale.dynamic else {}
+        norm = float(runtime.to_numpy(norm))
+        return {**values, "grad_norm": norm if np.isfinite(norm) else -1.0, "lr": lr, **extras}
+
+    def _run(self, numbers: Tensor, inputs: list[list[Tensor]]) -> tuple:
+        if self.parts == 1:
+            return self.one_step(numbers, *(parts[0] for parts in inputs))
+        terms = [self.accumulate(numbers, *part) for part in zip(*inputs, strict=True)]
+        norm, finite = self.apply(numbers)
+        return sum(terms[1:], terms[0]) / self.parts, norm, finite
+
+    def averages(self) -> dict[str, np.ndarray]:
+        """The moving average of every parameter, if one is kept."""
+        return self._by_name(self.one_step.update.averages)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is needed to continue: parameters, moments, averages, scale and count."""
+        state = {f"param.{name}": runtime.to_numpy(param) for name, param in self.params.items()}
+        for kind, joined in self._joined().items():
+            state |= {f"{kind}.{name}": x for name, x in self._by_name(joined).items()}
+        return {**state, "updates": np.array([self.updates]), "loss_scale": self.scale.state()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` gave."""
+        runtime.overwrite(self.params, below(state, "param."))
+        for kind, joined in self._joined().items():
+            values = {}
+            for i, (start, stop) in enumerate(self.one_step.update.spans):
+                names = list(self.params)[start:stop]
+                values[i] = np.concatenate([state[f"{kind}.{name}"].reshape(-1) for name in names])
+            runtime.overwrite(dict(enumerate(joined)), values)
+        self.updates = int(state["updates"][0])
+        self.scale.restore(state["loss_scale"])
+
+    def _joined(self) -> dict[str, tuple]:
+        update = self.one_step.update
+        kinds = {"mean": update.means, "var": update.vars}
+        return {**kinds, "average": update.averages} if self.ema_decay else kinds
+
+    def _by_name(self, joined: tuple) -> dict[str, np.ndarray]:
+        """The parts of the optimizer's long vectors under the names of their parameters."""
+        named, params = {}, list(self.params.items())
+        for (start, stop), vector in zip(self.one_step.update.spans, joined, strict=False):
+            ends = np.cumsum([np.prod(param.shape, dtype=int) for _, param in params[start:stop]])
+            parts = np.split(runtime.to_numpy(vector), ends[:-1])
+            for (name, param), part in zip(params[start:stop], parts, strict=True):
+                named[name] = part.reshape(tuple(param.shape))
+        return named
+
+
+def cut(x: np.ndarray | np.floating, parts: int) -> Iterator[Tensor]:
+    """A batch in equal parts on the device; a single number as often."""
+    for part in np.split(x, parts) if x.ndim else [x] * parts:
+        yield runtime.to_tensor(np.asarray(part))
+
+
+def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
