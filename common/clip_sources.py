@@ -71,6 +71,7 @@ class Drawn(NamedTuple):
     frames_THWC: np.ndarray | None  # None: MAX_TRIES files in a row were broken
     tried: tuple[int, ...] = ()
     broken: tuple[Broken, ...] = ()
+    name: str = ""  # of the file, or what was drawn
 
 
 class Source(Protocol):
@@ -127,7 +128,7 @@ class Files:
             except (ValueError, OSError) as error:
                 broken.append(Broken(str(path), "undecodable", str(error)))
             else:
-                return Drawn(frames_THWC, tuple(tried), tuple(broken))
+                return Drawn(frames_THWC, tuple(tried), tuple(broken), str(path))
         return Drawn(None, tuple(tried), tuple(broken))
 
     def _candidates(
@@ -184,7 +185,7 @@ class Scenes:
         from .scenes import draw_scene
 
         frames_THWC = render(draw_scene(rng, heldout=self.heldout), want.num_frames, want.height, want.width)
-        return Drawn(Frame(rng, want).flip(frames_THWC))
+        return Drawn(Frame(rng, want).flip(frames_THWC), name=f"scene {position}")
 
 
 class Photographs:
@@ -199,6 +200,6 @@ class Photographs:
         return f"{len(self.paths)} photographs"
 
     def draw(self, position: int, rng: np.random.Generator, want: Want) -> Drawn:
-        image_HWC = read_photograph(self.paths[rng.integers(len(self.paths))])
-        frames_THWC = glide(image_HWC, rng, want.num_frames, want.height, want.width)
-        return Drawn(Frame(rng, want).flip(frames_THWC))
+        path = self.paths[rng.integers(len(self.paths))]
+        frames_THWC = glide(read_photograph(path), rng, want.num_frames, want.height, want.width)
+        return Drawn(Frame(rng, want).flip(frames_THWC), name=path.name)

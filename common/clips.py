@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from math import floor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -132,8 +132,10 @@ class ClipLoader:
 
     def batches(
         self, start_step: int = 0, stop_step: int | None = None
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step, {"x_BCTHW": float32 in [-1, 1]}) for each step before `stop_step`; None: endlessly.
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(step, {"x_BCTHW": float32 in [-1, 1], "names": list}) for each step before `stop_step`.
+
+        Without `stop_step` it never ends.
 
         Raises:
             ValueError: more than `max_bad_share` of the files tried so far are broken.
@@ -143,7 +145,7 @@ class ClipLoader:
         with closing(loader.batches(start_step, stop_step)) as batches:
             for step, samples in batches:
                 clips = [to_model(self._accept(*sample)) for sample in samples]
-                yield step, {"x_BCTHW": np.concatenate(clips)}
+                yield step, {"x_BCTHW": np.concatenate(clips), "names": [drawn.name for _, drawn in samples]}
 
     def plan(self, step: int) -> list[ClipItem]:
         """This rank's samples of a step."""

@@ -317,3 +317,15 @@ def test_config_mistakes(changes, message):
 def test_batch_size():
     with pytest.raises(ValueError, match="batch_size=0"):
         ClipLoader(config({"generated": True}), 0, 0)
+
+
+def test_every_clip_of_a_batch_has_a_name(tmp_path):
+    """What an error about a batch tells people to look at."""
+    write_video(tmp_path / "a.mp4", np.zeros((9, 32, 32, 3), np.uint8), 8)
+    sources = [{"videos": str(tmp_path)}, {"generated": True}, {"photographs": True}]
+    config = build(
+        ClipsConfig, {"sources": sources, "num_frames": 5, "height": 32, "width": 32, "workers": 0}, "test"
+    )
+    names = [batch["names"] for _, batch in ClipLoader(config, 3, 0).batches(0, 2)]
+    assert all(len(of_batch) == 3 and all(of_batch) for of_batch in names)
+    assert str(tmp_path / "a.mp4") in names[0]
