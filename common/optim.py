@@ -60,6 +60,14 @@ def controls(
     return np.array(values, np.float32)
 
 
+def warmed_ema_decay(decay: float, update: int) -> float:
+    """The decay of a moving average at update number `update`, from 1: 0 at first, then (1+n)/(10+n) with
+    n = update - 1, at most `decay`; so that the average forgets the random start (diffusers' EMAModel).
+    """
+    n = update - 1
+    return min(decay, (1 + n) / (10 + n)) if n > 0 else 0.0
+
+
 class LossScale:
     """Dynamic loss scaling (arXiv:1710.03740, section 3.2): float16 gradients are kept away from underflow.
 

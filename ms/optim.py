@@ -11,7 +11,8 @@ from common.optim import EMA_DECAY, LOSS_SCALE, SHRINK, SPREAD, STEP_SIZE, AdamW
 from . import ops, runtime
 from .parallel import Mean
 
-MAX_JOINED = 2**26  # elements: 256 MiB of float32, far from what indexes of 32 bits can reach
+MAX_ELEMENTS = 2**26  # of a joined vector: 256 MiB of float32, far from what indexes of 32 bits can reach
+MAX_PARAMETERS = 200  # of a joined vector: MindSpore's compiler recurses once for each
 
 
 def adamw(
@@ -101,7 +102,7 @@ class Update(nn.Cell):
         self.mean_over_ranks = mean_over_ranks
         self.names = tuple(params)
         self.params = ops.parameter_list(params.values())
-        self.spans = spans([param.shape for param in self.params], MAX_JOINED)
+        self.spans = spans([param.shape for param in self.params])
         joined = self.join(self.params)
         self.means = ops.state_like(joined, "mean")
         self.vars = ops.state_like(joined, "var")
@@ -135,12 +136,12 @@ class Update(nn.Cell):
         return norm, finite
 
 
-def spans(shapes: Sequence[tuple], limit: int) -> tuple:
-    """(start, stop) of consecutive parameters with at most `limit` elements together, or of a single one."""
+def spans(shapes: Sequence[tuple]) -> tuple:
+    """(start, stop) of consecutive parameters that are joined; a huge one stands alone."""
     found, start, held = [], 0, 0
     for i, shape in enumerate(shapes):
         size = math.prod(shape)
-        if i > start and held + size > limit:
+        if i > start and (held + size > MAX_ELEMENTS or i - start == MAX_PARAMETERS):
             found.append((start, i))
             start, held = i, 0
         held += size

@@ -17,6 +17,7 @@ from .data import run_collate, run_functions, run_group_sampler, run_index, run_
 from .defect import Defect
 from .sampling import run_sampling, run_schedulers
 from .text import run_captions, run_metrics, run_text_encoder
+from .training import run_ema, run_training
 from .transformer import run_block, run_masks, run_pieces, run_rope, run_skiparse, run_transformer
 from .vae import (
     run_causal_vae,
@@ -43,6 +44,8 @@ RUNNERS: dict[str, Callable[[Tree, Case], dict[str, Any]]] = {
     "causalvae-tiling": run_causal_vae_tiles,
     "vae-posterior": run_posterior,
     "vae-training-loss": run_vae_loss,
+    "training-step": run_training,
+    "ema": run_ema,
     "wavelet": run_wavelets,
     "vae-blocks": run_vae_blocks,
     "dit-t2v": run_transformer,

@@ -1,0 +1,179 @@
+"""Golden cases of the denoiser's training: the reference's real loop for a few steps, and its average."""
+
+from typing import Any
+
+import numpy as np
+
+from common.conditions import grid_inputs, text_inputs
+from common.config import build
+from common.data.batch import pad
+from common.data.buckets import Bucket
+from common.diffusion import DiffusionConfig, Mixture, mixture
+from common.models import TransformerConfig, VAEConfig
+from common.optim import OptimConfig, controls, warmed_ema_decay
+from common.rope import timestep_features
+from common.schedules import ScheduleConfig, alphas_cumprod, snr
+from tools.parity.goldens import Case
+from tools.parity.tree import Arrays, Tree
+
+
+def run_training(tree: Tree, case: Case) -> dict[str, Any]:
+    args, record = case.record["args"], case.record
+    config = build(TransformerConfig, record["config"]["transformer"], case.name)
+    model = tree.load(tree.transformer.Transformer(config), case.weights_of("transformer"), case.name)
+    vae_config = build(VAEConfig, record["config"]["vae"], case.name)
+    vae = tree.load(tree.vae.WFVAE(vae_config), case.weights_of("vae"), f"{case.name}.vae")
+    diffusion = DiffusionConfig(
+        prediction_type=args["prediction_type"],
+        schedule=schedule_of(args),
+        snr_gamma=args["snr_gamma"],
+        noise_offset=args["noise_offset"],
+    )
+    optimizer = OptimConfig(
+        lr=args["learning_rate"],
+        betas=(args["adam_beta1"], args["adam_beta2"]),
+        eps=args["adam_epsilon"],
+        weight_decay=args["adam_weight_decay"],
+        max_grad_norm=args["max_grad_norm"],
+    )
+    loss = tree.diffusion_loss.DiffusionLoss(model)
+    params = tree.runtime.trainable(model)
+    step = tree.optim.Step(loss, params, optimizer, tree.parallel.Mean(1), True)
+    noises = iter(case.numbered("noise"))
+    results: dict[str, Any] = {"alphas_cumprod": alphas_cumprod(diffusion.schedule)}
+    for index in range(record["steps"]):
+        latent, keep = encode(tree, case, vae, index, noises)
+        noise = next(noises)
+        if diffusion.noise_offset:
+            noise = noise + np.float32(diffusion.noise_offset) * next(noises)
+        inputs = denoiser_inputs(case, config, index, latent, noise, keep, diffusion)
+        tensors = [to_tree(tree, x) for x in inputs]
+        values, grads = tree.runtime.compiled(step.gradients, loss)(*tensors, tree.tensor(np.float32(1)))
+        results |= mixed(diffusion, index, case, latent, noise, keep)
+        output = f"model_pred_step{index}"
+        # cells without video attend among padding in the reference; no loss and no gradient sees them
+        results[output] = np.where(keep[:, None], tree.numpy(values[2]), case.outputs[output])
+        results[f"loss_step{index}"] = tree.numpy(values[0])
+        for name, grad in zip(params, grads, strict=True):
+            results[f"grad_step{index}.{name}"] = tree.numpy(grad)
+        decay = warmed_ema_decay(args["ema_decay"], index + 1)
+        numbers = tree.tensor(controls(optimizer, index + 1, optimizer.lr, decay))
+        norm, _ = tree.runtime.compiled(step.update)(tree.runtime.varying(tuple(grads)), numbers)
+        results[f"grad_norm_before_clip_step{index}"] = tree.numpy(norm)
+    results |= {f"final_param.{name}": tree.numpy(p) for name, p in params.items()}
+    results |= {f"final_ema.{name}": x for name, x in averages(tree, step, params).items()}
+    return {name: results[name] for name in case.outputs}
+
+
+def judged_mixture(diffusion: DiffusionConfig, timesteps: np.ndarray) -> Mixture:
+    """Ours, but for a defect of the reference: it trains "sample" on the clean latent plus the noise, which
+    no sampler undoes.
+    """
+    ours = mixture(diffusion, timesteps)
+    if diffusion.prediction_type == "sample":
+        return ours._replace(target_noise_B=np.ones_like(ours.target_noise_B))
+    return ours
+
+
+def schedule_of(args: dict[str, Any]) -> ScheduleConfig:
+    """v1.5 has betas linear in their square root."""
+    old = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return ScheduleConfig(
+        rescale_betas_zero_snr=args["rescale_betas_zero_snr"], **(old if args["v1_5_scheduler"] else {})
+    )
+
+
+def encode(tree: Tree, case: Case, vae: Any, index: int, noises: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled latents of a step's clips, padded to one size, and which cells hold video."""
+    args, clips = case.record["args"], []
+    while f"pixels_step{index}_sample{len(clips)}" in case.inputs:
+        clips.append(case.inputs[f"pixels_step{index}_sample{len(clips)}"])
+    x_BCTHW, keep_BTHW = pad(clips, Bucket(args["num_frames"], args["max_height"], args["max_width"]))
+    config = vae.config
+    scale = np.broadcast_to(np.float32(config.scale), (config.latent_dim,)).copy()
+    shift = np.broadcast_to(np.float32(config.shift), (config.latent_dim,)).copy()
+    with tree.runtime.inference():
+        moments = tree.numpy(vae.encode(tree.tensor(x_BCTHW)))
+    sample = tree.call(tree.posterior.posterior_sample, moments, next(noises))
+    return tree.call(tree.posterior.to_latent, sample, scale, shift), keep_BTHW
+
+
+def denoiser_inputs(
+    case: Case,
+    config: TransformerConfig,
+    index: int,
+    latent: np.ndarray,
+    noise: np.ndarray,
+    keep_BTHW: np.ndarray,
+    diffusion: DiffusionConfig,
+) -> tuple:
+    """The arguments of DiffusionLoss, as NumPy."""
+    timesteps = case.inputs[f"timesteps_step{index}"]
+    keep_text = case.inputs[f"text_mask_step{index}"][:, 0].astype(bool)
+    text, keep_B11L = text_inputs(case.inputs[f"text_embeds_step{index}"], keep_text)
+    full = bool(keep_BTHW.all())
+    _, _, T, H, W = latent.shape
+    grid = grid_inputs(config, (T, H, W), len(latent), None if full else keep_BTHW)
+    features = timestep_features(np.asarray(timesteps, np.float64))
+    rows, keep = judged_mixture(diffusion, timesteps).rows(), None if full else keep_BTHW.astype(np.float32)
+    return (
+        latent,
+        noise,
+        rows,
+        keep,
+        features,
+        text,
+        keep_B11L,
+        grid.cos_S13P,
+        grid.sin_S13P,
+        grid.keep_video,
+    )
+
+
+def to_tree(tree: Tree, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tree.runtime.varying(tuple(map(tree.tensor, value)))
+    return tree.tensor(value)
+
+
+def mixed(
+    diffusion: DiffusionConfig,
+    index: int,
+    case: Case,
+    latent: np.ndarray,
+    noise: np.ndarray,
+    keep: np.ndarray,
+) -> Arrays:
+    """What the reference calls model_input and target, and the SNR of each sample."""
+    timesteps = case.inputs[f"timesteps_step{index}"]
+    signal, share, target_signal, target_noise, _ = (
+        row.reshape(-1, 1, 1, 1, 1) for row in judged_mixture(diffusion, timesteps)
+    )
+    return {
+        f"latents_step{index}": latent,
+        f"attention_mask_step{index}": keep.astype(np.float32),
+        f"model_input_step{index}": signal * latent + share * noise,
+        f"target_step{index}": target_signal * latent + target_noise * noise,
+        f"snr_step{index}": snr(alphas_cumprod(diffusion.schedule)[timesteps]),
+    }
+
+
+def averages(tree: Tree, step: Any, params: dict) -> Arrays:
+    """The moving averages under their parameters' names."""
+    joined = np.concatenate([tree.numpy(vector) for vector in step.update.averages])
+    found, start = {}, 0
+    for name, param in params.items():
+        shape = tuple(param.shape)
+        found[name] = joined[start : start + int(np.prod(shape))].reshape(shape)
+        start += int(np.prod(shape))
+    return found
+
+
+def run_ema(tree: Tree, case: Case) -> Arrays:
+    """The averages of a parameter that takes the recorded values."""
+    average, results = case.inputs["param_0"], {}
+    for step in range(1, len(case.inputs)):
+        decay = np.float32(warmed_ema_decay(case.record["config"]["decay"], step))
+        average = average + (1 - decay) * (case.inputs[f"param_{step}"] - average)
+        results[f"ema_after_step_{step}"] = average
+    return results
