@@ -92,7 +92,7 @@ class Update(nn.Cell):
     """One update of a set of parameters: mean over ranks, clipping, AdamW, moving average.
 
     Parameters are joined to a few long vectors, so that the graph has a few operators instead of dozens per
-    parameter (40 s of compiling became 4 at 152 parameters), and ranks exchange long messages. Where the
+    parameter (40 s of compiling became 8 at 152 parameters), and ranks exchange long messages. Where the
     gradients are not finite nothing changes.
     """
 

@@ -68,9 +68,12 @@ class Trained:
             self.scale.fitted()
         elif not self.scale.overflowed():
             raise NotFinite("the gradients' norm")
-        extras = {"loss_scale": self.scale.value} if self.scale.dynamic else {}
-        norm = float(runtime.to_numpy(norm))
-        return {**values, "grad_norm": norm if np.isfinite(norm) else -1.0, "lr": lr, **extras}
+        if self.scale.dynamic:
+            values["loss_scale"] = self.scale.value
+        length = float(runtime.to_numpy(norm))
+        if np.isfinite(length):
+            values["grad_norm"] = length
+        return {**values, "lr": lr}
 
     def _run(self, numbers: Tensor, inputs: list[list[Tensor]]) -> tuple:
         if self.parts == 1:
