@@ -16,6 +16,8 @@ from common.schedules import ScheduleConfig, alphas_cumprod, snr
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
+from .vae import scale_and_shift
+
 
 def run_training(tree: Tree, case: Case) -> dict[str, Any]:
     args, record = case.record["args"], case.record
@@ -89,13 +91,10 @@ def encode(tree: Tree, case: Case, vae: Any, index: int, noises: Any) -> tuple[n
     while f"pixels_step{index}_sample{len(clips)}" in case.inputs:
         clips.append(case.inputs[f"pixels_step{index}_sample{len(clips)}"])
     x_BCTHW, keep_BTHW = pad(clips, Bucket(args["num_frames"], args["max_height"], args["max_width"]))
-    config = vae.config
-    scale = np.broadcast_to(np.float32(config.scale), (config.latent_dim,)).copy()
-    shift = np.broadcast_to(np.float32(config.shift), (config.latent_dim,)).copy()
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(x_BCTHW)))
     sample = tree.call(tree.posterior.posterior_sample, moments, next(noises))
-    return tree.call(tree.posterior.to_latent, sample, scale, shift), keep_BTHW
+    return tree.call(tree.posterior.to_latent, sample, *scale_and_shift(vae.config)), keep_BTHW
 
 
 def denoiser_inputs(

@@ -64,10 +64,15 @@ def wavelet_flow(tree: Tree, vae: Any, x: np.ndarray, z: np.ndarray) -> Arrays:
     return dict(zip(names, bands, strict=True))
 
 
+def scale_and_shift(config: VAEConfig) -> tuple[np.ndarray, np.ndarray]:
+    """A value for each latent channel, where the config may have one for all."""
+    scale, shift = (np.float32(values) for values in (config.scale, config.shift))
+    return np.resize(scale, config.latent_dim), np.resize(shift, config.latent_dim)
+
+
 def run_vae_wrapper(tree: Tree, case: Case, vae: Any) -> Arrays:
     config = vae.config
-    scale = np.broadcast_to(np.float32(config.scale), (config.latent_dim,)).copy()
-    shift = np.broadcast_to(np.float32(config.shift), (config.latent_dim,)).copy()
+    scale, shift = scale_and_shift(config)
     pixels = 2 * case.inputs["pixels01"] - 1
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(pixels)))
