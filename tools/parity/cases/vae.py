@@ -66,7 +66,7 @@ def wavelet_flow(tree: Tree, vae: Any, x: np.ndarray, z: np.ndarray) -> Arrays:
 
 def scale_and_shift(config: VAEConfig) -> tuple[np.ndarray, np.ndarray]:
     """A value for each latent channel, where the config may have one for all."""
-    scale, shift = (np.float32(values) for values in (config.scale, config.shift))
+    scale, shift = np.array(config.scale, np.float32), np.array(config.shift, np.float32)
     return np.resize(scale, config.latent_dim), np.resize(shift, config.latent_dim)
 
 
