@@ -12,9 +12,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .drawing import TABLE_REACH, TABLE_SIZE, distance_table
+from .data.drawing import TABLE_REACH, TABLE_SIZE, distance_table
+from .data.scenes import BACKDROPS, COLOURS, SHAPES, TURNS_ALIKE
 from .images import check_frames, resize_crop
-from .scenes import BACKDROPS, COLOURS, SHAPES, TURNS_ALIKE
 
 NONE = "none"
 SHORT_SIDE = (64, 96)  # pixels; clips are scaled to lie in between

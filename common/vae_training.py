@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .clips import ClipsConfig
 from .config import Config
-from .loop import LoopConfig
+from .data.clips import ClipsConfig
 from .models import DiscriminatorConfig
 from .optim import OptimConfig
 from .runs import Device, DType, ModelSource
+from .training.loop import LoopConfig
 
 
 class VAELossConfig(Config):

@@ -7,14 +7,14 @@ import numpy as np
 
 from common import cli
 from common.checkpoint import save_weights
-from common.clips import ClipLoader
+from common.data.clips import ClipLoader
 from common.evaluation import grid_row
 from common.images import to_uint8
-from common.loop import Batch, Validation, run_loop
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig
 from common.noise import index_of, normal
 from common.parallel import mesh_from_environment
+from common.training.loop import Batch, Validation, run_loop
 from common.vae_training import VAETrainConfig
 
 from . import runtime
@@ -34,7 +34,7 @@ PICTURED = 4  # clips shown of a validation
 
 
 class VAETraining:
-    """A VAE in training, with its discriminator: the task of `common.loop`."""
+    """A VAE in training, with its discriminator: the task of `common.training.loop`."""
 
     def __init__(self, config: VAETrainConfig, device: str, ranks: Ranks):
         self.config, self.ranks = config, ranks

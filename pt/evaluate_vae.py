@@ -7,13 +7,13 @@ import sys
 import numpy as np
 
 from common import cli, evaluation
+from common.data.video_files import find_videos
 from common.evaluation import Clip, Score
 from common.fvd import i3d_input
 from common.images import to_model, to_uint8, write_png
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig
 from common.runs import EvaluateVAEConfig
-from common.video_files import find_videos
 
 from . import runtime
 from .i3d import I3D

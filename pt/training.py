@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from common.loop import NotFinite
 from common.optim import LossScale, OptimConfig, controls
+from common.training.loop import NotFinite
 
 from . import runtime
 from .optim import Accumulate, Apply, Step

@@ -5,7 +5,7 @@ python -m tools.curve OUTPUT/losses.jsonl curve.png [loss validation/psnr ...]
 
 import sys
 
-from common.curves import plot_losses
+from common.training.curves import plot_losses
 
 
 def main(arguments: list[str]) -> None:

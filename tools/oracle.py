@@ -17,11 +17,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.drawing import render
+from common.data.drawing import render
+from common.data.scenes import Scene, caption, draw_scene
 from common.images import write_png
 from common.noise import generator
 from common.oracle import read_back
-from common.scenes import Scene, caption, draw_scene
 from common.video import read_video, write_video
 
 ATTRIBUTES = ("colour", "shape", "motion", "all")

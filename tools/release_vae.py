@@ -13,8 +13,8 @@ import sys
 import numpy as np
 
 from common.checkpoint import StoredWeights, save_weights
-from common.clips import ClipLoader
 from common.config import load
+from common.data.clips import ClipLoader
 from common.images import to_uint8
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig, read_hub_config

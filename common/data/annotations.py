@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from common.data.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 from .selection import Columns
 from .texts import Texts

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from common.clip_file import ClipFile, TooShortError
+from common.data.clip_file import ClipFile, TooShortError
 from common.video import _rgb
 
 WORTH_JUMPING = 48  # frames before the first wanted one; fewer are decoded and passed over

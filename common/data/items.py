@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.clip_file import TooShortError
+from common.data.clip_file import TooShortError
 from common.images import read_image, to_model
 from common.noise import generator, index_of
 
@@ -81,8 +81,8 @@ class T2VReader:
         return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng))
 
     def _draw(self, item: SceneItem, rng: np.random.Generator) -> Sample:
-        from common.drawing import render
-        from common.scenes import caption, draw_scene
+        from common.data.drawing import render
+        from common.data.scenes import caption, draw_scene
 
         scene = draw_scene(rng, heldout=False)
         sentence = caption(scene, rng)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from common.loader import Loader
+from common.data.loader import Loader
 from common.parallel import Mesh
 
 from .annotated import AnnotatedClips

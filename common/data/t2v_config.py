@@ -13,7 +13,7 @@ class T2VDataConfig(Config):
 
     annotations: str | None = None  # data.txt with lines `root,file`; or one .json, .jsonl or .parquet file
     root: str | None = None  # where the paths of a single annotation file begin; None: in its own folder
-    generated: bool = False  # scenes (common/scenes.py), without those held out to measure on
+    generated: bool = False  # scenes (common/data/scenes.py), without those held out to measure on
     generated_sizes: tuple[tuple[int, int, int], ...] = ()  # num_frames, height, width: in turns, one a batch
 
     sizes: SizesConfig | None = None  # of annotated clips

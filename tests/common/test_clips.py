@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common import clips, photographs
-from common.clips import ClipLoader, ClipsConfig, turn
 from common.config import build
+from common.data import clips, photographs
+from common.data.clips import ClipLoader, ClipsConfig, turn
 from common.images import write_png
 from common.parallel import Mesh
 from common.video import write_video

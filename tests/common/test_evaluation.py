@@ -5,10 +5,10 @@ import pytest
 
 from common import evaluation
 from common.config import build
+from common.data.video_files import find_videos
 from common.evaluation import Score, clip_starts, in_groups, read_clips
 from common.runs import EvaluateVAEConfig
 from common.video import write_video
-from common.video_files import find_videos
 
 
 def config(**changes):

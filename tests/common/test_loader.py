@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.loader import Loader
+from common.data.loader import Loader
 
 
 def plan(step):
@@ -124,7 +124,8 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
 def test_workers_end_when_the_parent_is_killed():
     """Nothing may be left behind that holds memory on a shared machine."""
     program = (
-        "import sys\nfrom common.loader import Loader\nfrom tests.common.test_loader import plan, whose\n"
+        "import sys\nfrom common.data.loader import Loader\n"
+        "from tests.common.test_loader import plan, whose\n"
         "batches = Loader(plan, whose, workers=1).batches(0)\n"
         "print(next(batches)[1][0][0], flush=True)\nsys.stdin.read()\n"
     )

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from common.checkpoint import read_safetensors
-from common.interrupts import Interrupts
-from common.loop import LoopConfig, Validation, run_loop
-from common.training_checkpoint import checkpoints, open_checkpoint
-from common.training_log import read_rows
+from common.training.checkpoint import checkpoints, open_checkpoint
+from common.training.interrupts import Interrupts
+from common.training.log import read_rows
+from common.training.loop import LoopConfig, Validation, run_loop
 
 from .toy_training import Toy, contents, toy_config, train
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.drawing import render
+from common.data.drawing import render
+from common.data.scenes import COLOURS, MOTIONS, SHAPES, Scene, draw_scene
 from common.oracle import NOTHING, read_back
-from common.scenes import COLOURS, MOTIONS, SHAPES, Scene, draw_scene
 from tools.oracle import HARMS, clip_of, main, report, sheet
 
 

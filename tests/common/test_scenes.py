@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.drawing import distance_table, render
-from common.scenes import (
+from common.data.drawing import distance_table, render
+from common.data.scenes import (
     BACKDROPS,
     COLOUR_WORDS,
     COLOURS,

@@ -8,12 +8,12 @@ import pytest
 
 from common.config import build
 from common.data.grouping import Dealer, by_size
+from common.data.scenes import draw_scene, is_heldout
 from common.data.t2v import T2VLoader
 from common.data.t2v_config import T2VDataConfig
 from common.images import read_image, write_png
 from common.noise import generator, index_of
 from common.parallel import Mesh
-from common.scenes import draw_scene, is_heldout
 from common.video import write_video
 
 LONG, TALL = (40, 64, 96), (36, 96, 64)  # frames, height, width

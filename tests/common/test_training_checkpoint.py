@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from common.config import Config
-from common.loop import LoopConfig
-from common.training_checkpoint import (
+from common.training.checkpoint import (
     DTYPES,
     Facts,
     checkpoint_folder,
@@ -16,7 +15,8 @@ from common.training_checkpoint import (
     open_checkpoint,
     save,
 )
-from common.training_resume import best_score, newest_good, prune
+from common.training.loop import LoopConfig
+from common.training.resume import best_score, newest_good, prune
 
 from .toy_training import contents, train
 

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from common import event_file
-from common.curves import panel, plot_losses, running_mean, ticks
-from common.event_file import EventFile
 from common.images import read_image
-from common.training_log import cut_rows
+from common.training import event_file
+from common.training.curves import panel, plot_losses, running_mean, ticks
+from common.training.event_file import EventFile
+from common.training.log import cut_rows
 from tools.curve import main
 
 # Written by TensorBoard's own protocol buffers (tensorboardX 2.6.5): time 1.5, step 300, loss 0.25.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.video_files import find_videos
+from common.data.video_files import find_videos
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import common.cli
-import common.loop
+import common.training.loop
 from common.checkpoint import save_weights
 from common.config import Config, build
-from common.loop import LoopConfig, NotFinite, Validation, run_loop
 from common.noise import generator
+from common.training.loop import LoopConfig, NotFinite, Validation, run_loop
 
 WIDTH = 64
 
@@ -113,7 +113,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def crash_everywhere(root: Path) -> None:
     """Die at the n-th file operation of the run, for every n, and resume; the outcome must never differ."""
-    common.cli.commit = common.loop.commit = lambda: "none"  # asks git, which is slow
+    common.cli.commit = common.training.loop.commit = lambda: "none"  # asks git, which is slow
     assert in_child(root / "whole", 0) == 0
     wanted = contents(root / "whole")
     for n in range(1, 1000):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.noise import fresh_weights
-from common.training_checkpoint import checkpoints, open_checkpoint
+from common.training.checkpoint import checkpoints, open_checkpoint
 from common.video import write_video
 from tests.conftest import available
 from tests.tiny import tiny_vae_config

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from common.checkpoint import StoredWeights
-from common.training_checkpoint import checkpoints, open_checkpoint
+from common.training.checkpoint import checkpoints, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

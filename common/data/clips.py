@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, field_validator
 
+from common.config import Config
+from common.images import to_model
+from common.noise import generator, index_of
+from common.parallel import Mesh
+
 from .clip_sources import MAX_TRIES, Broken, Drawn, Files, SourceConfig, Want, open_source
-from .config import Config
-from .images import to_model
 from .loader import Loader
-from .noise import generator, index_of
-from .parallel import Mesh
 
 ONE_PROCESS = Mesh()
 MIN_TRIED = 100  # files over which the share of broken ones is first judged

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .config import Config
-from .ranks import ONE_RANK, Ranks
-from .training_checkpoint import (
+from common.config import Config
+
+from .checkpoint import (
     MANIFEST,
     Checkpoint,
     checkpoint_folder,
@@ -19,6 +19,7 @@ from .training_checkpoint import (
     read_manifest,
     step_of,
 )
+from .ranks import ONE_RANK, Ranks
 
 
 def starting_point(

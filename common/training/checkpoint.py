@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checkpoint import StoredWeights
-from .config import Config
-from .files import write_json, write_safetensors
+from common.checkpoint import StoredWeights
+from common.config import Config
+from common.files import write_json, write_safetensors
+
 from .ranks import ONE_RANK, Ranks, together
 
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from av.error import FFmpegError
 
-from .video import VideoReader, _rgb
+from common.video import VideoReader, _rgb
 
 INDEXED = ("mp4", "matroska")  # containers whose seeks are reliable
 

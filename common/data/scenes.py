@@ -1,8 +1,8 @@
 """The world of the tiny release: coloured shapes that move over simple backgrounds, and captions of it.
 
 A scene is drawn from a random generator, described by `caption` and turned into pixels by
-`common.drawing.render`. Lengths are fractions of the frame (x of its width, y of its height, radius of the
-shorter side), time runs from 0 to 1 over the clip: a scene can be rendered at any size and length.
+`common.data.drawing.render`. Lengths are fractions of the frame (x of its width, y of its height, radius of
+the shorter side), time runs from 0 to 1 over the clip: a scene can be rendered at any size and length.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from .noise import index_of
+from common.noise import index_of
 
 RGB = tuple[int, int, int]
 T = TypeVar("T")

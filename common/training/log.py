@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from common.images import write_png
+
 from .event_file import EventFile
-from .images import write_png
 
 RECENT = 50  # steps whose median time is shown: the first ones compile
 SHOWN = 5  # scalars on the terminal; the others are in the files

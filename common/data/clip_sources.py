@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
+from common.config import Config
+from common.images import read_image, resize_crop
+from common.noise import generator, index_of
+
 from .clip_file import TooShortError, read_clip
-from .config import Config
-from .images import read_image, resize_crop
-from .noise import generator, index_of
 from .photographs import find_photographs, glide, read_photograph
 from .video_files import IMAGE_SUFFIXES, find_videos
 
@@ -27,7 +28,7 @@ class SourceConfig(Config):
     """One source of clips; exactly one of `videos`, `generated` and `photographs`."""
 
     videos: str | None = None  # a folder searched recursively, a video or image file, or a .txt list
-    generated: bool = False  # scenes drawn on the fly (common/scenes.py)
+    generated: bool = False  # scenes drawn on the fly (common/data/scenes.py)
     heldout: bool = False  # generated scenes kept out of training, to measure on
     photographs: bool = False  # freely licensed ones that the pip package scikit-image ships
     weight: float = Field(

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
-from .cli import commit, write_report
-from .config import Config
+from common.cli import commit, write_report
+from common.config import Config
+
+from .checkpoint import Checkpoint, Facts, checkpoint_folder, save
 from .interrupts import Interrupts
+from .log import NoLog, RunLog, Validation
 from .ranks import ONE_RANK, Ranks, together
-from .training_checkpoint import Checkpoint, Facts, checkpoint_folder, save
-from .training_log import NoLog, RunLog, Validation
-from .training_resume import best_score, prune, starting_point
+from .resume import best_score, prune, starting_point
 
 Batch = Mapping[str, Any]  # NumPy arrays, and perhaps `names`: what the items are called
 Batches = Callable[[int, int], Iterable[tuple[int, Batch]]]  # (start, stop) -> (index, batch), as range(...)

@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .images import write_png
-from .training_log import read_rows
+from common.images import write_png
+
+from .log import read_rows
 
 SCALE = 2  # drawn larger and shrunk, for even lines
 WIDTH, HEIGHT = 960, 300  # of a panel
