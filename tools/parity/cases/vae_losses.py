@@ -109,11 +109,8 @@ def run_discriminator_phase(
     one = tree.tensor(np.float32(1))
     results: dict[str, Any] = {}
     for mode, train in (("train", True), ("eval", False)):
-
-        def logits(x, train=train):
-            return discriminator(x, train)[0]
-
-        results[f"logits_real_{mode}_mode"] = tree.call(logits, case.inputs["real"], models=(discriminator,))
+        logits, _ = tree.call(discriminator, case.inputs["real"], train, models=(discriminator,))
+        results[f"logits_real_{mode}_mode"] = logits
 
     params = tree.runtime.trainable(discriminator)
     optimizer = OptimConfig(lr=case.record["config"]["optimizer_lr"] or 1e-3, weight_decay=0.01)
