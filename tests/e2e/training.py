@@ -23,12 +23,11 @@ def command(tree, module, config, *overrides, ranks=1, logs=None):
     arguments = ["-m", f"{tree}.{module}", str(config), *overrides]
     if ranks == 1:
         return [sys.executable, *arguments]
-    port = str(free_port())
     if tree == "pt":
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        return [*launcher, "--master-port", port, *arguments]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*torchrun, "--nproc-per-node", str(ranks), *arguments]
     msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num", str(ranks)]
-    msrun += ["--local_worker_num", str(ranks), "--master_port", port]
+    msrun += ["--local_worker_num", str(ranks), "--master_port", str(free_port())]
     return [*msrun, "--join", "True", "--log_dir", str(logs), "python", *arguments]
 
 
