@@ -40,7 +40,3 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return float(self.mean(Tensor(np.array([flag], np.float32))).asnumpy()[0]) > 0
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.any(False)

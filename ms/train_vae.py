@@ -39,7 +39,7 @@ class VAETraining:
     def __init__(self, config: VAETrainConfig, device: str, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
-        for data in (config.data, config.validation.data if config.validation else config.data):
+        for data in [config.data, *([config.validation.data] if config.validation else [])]:
             check_clip(self.vae_config, (1, 3, data.num_frames, data.height, data.width))
         self.vae = load_vae(config.vae, self.vae_config, "float32", device, fresh=True)
         self.judged = load_vae(config.vae, self.vae_config, "float32", device, fresh=True)
@@ -102,8 +102,7 @@ class VAETraining:
         assert validation is not None
         size = min(validation.batch_size, validation.clips)
         loader = ClipLoader(validation.data, size, self.config.seed + 1)
-        left = validation.clips
-        for _, batch in loader.batches(0, -(-left // size)):
+        for _, batch in loader.batches(0, -(-validation.clips // size)):
             yield batch["x_BCTHW"]
 
     def state(self) -> Mapping[str, np.ndarray]:

@@ -100,7 +100,6 @@ class Update(nn.Module):
         super().__init__()
         self.config = config
         self.mean_over_ranks = mean_over_ranks
-        self.names = tuple(params)
         self.params = ops.parameter_list(params.values())
         self.spans = spans([param.shape for param in self.params])
         joined = self.join(self.params)

@@ -48,7 +48,3 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return float(self.mean(torch.tensor([float(flag)], device=self.device))) > 0
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.any(False)
