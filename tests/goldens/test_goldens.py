@@ -4,7 +4,7 @@ golden`.
 
 import pytest
 
-from tools.parity.cases import RUNNERS
+from tools.parity.cases import runner_of
 from tools.parity.golden import check_case
 from tools.parity.goldens import find_folder, read_manifest, select
 
@@ -38,7 +38,7 @@ def cases():
         ]
     manifest, parameters = read_manifest(FOLDER), []
     for name in select(FOLDER):
-        if manifest[name]["component"] in RUNNERS:
+        if runner_of(manifest[name]) is not None:
             slow = [] if name in QUICK_IN_MS else [pytest.mark.slow]
             parameters.append(pytest.param("pt", name, marks=pytest.mark.pt, id=f"pt-{name}"))
             parameters.append(pytest.param("ms", name, marks=[pytest.mark.ms, *slow], id=f"ms-{name}"))
