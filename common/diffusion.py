@@ -57,7 +57,7 @@ def mixture(config: DiffusionConfig, timesteps_B: ArrayLike) -> Mixture:
     if config.prediction_type == "flow":
         if config.snr_gamma is not None:
             raise ValueError("diffusion: snr_gamma weighs by a diffusion's SNR; leave it out with flow")
-        sigma = shifted((timesteps + 1) / config.schedule.num_train_timesteps, config.schedule.shift)
+        sigma = _flow_sigma(config, timesteps)
         ones = np.ones_like(sigma)
         return _float32(1 - sigma, sigma, -ones, ones, ones)
     signal_share = alphas_cumprod(config.schedule)[timesteps]
@@ -65,6 +65,18 @@ def mixture(config: DiffusionConfig, timesteps_B: ArrayLike) -> Mixture:
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     targets = {"v_prediction": (-sigma, alpha), "epsilon": (zero, one), "sample": (one, zero)}
     return _float32(alpha, sigma, *targets[config.prediction_type], _weight(config, snr(signal_share)))
+
+
+def told(config: DiffusionConfig, timesteps_B: ArrayLike) -> np.ndarray:
+    """What the model is told of these timesteps, as samplers do: with flow 1000 times the noise level."""
+    timesteps = np.asarray(timesteps_B, np.float64)
+    if config.prediction_type == "flow":
+        return _flow_sigma(config, timesteps) * config.schedule.num_train_timesteps
+    return timesteps
+
+
+def _flow_sigma(config: DiffusionConfig, timesteps: np.ndarray) -> np.ndarray:
+    return shifted((timesteps + 1) / config.schedule.num_train_timesteps, config.schedule.shift)
 
 
 def _weight(config: DiffusionConfig, snr_B: np.ndarray) -> np.ndarray:
@@ -87,15 +99,10 @@ def _float32(*columns: np.ndarray) -> Mixture:
     return Mixture(*(column.astype(np.float32) for column in columns))
 
 
-def draw_timesteps(
-    config: DiffusionConfig, seed: int, step: int, samples: int, rank: int = 0, size: int = 1
-) -> np.ndarray:
-    """Training timesteps of one rank's samples, (samples,): every rank draws from its own stretch of 0..T-1,
-    so that the ranks cover all noise levels in every step, as in the reference.
-
-    Args:
-        samples: of each rank.
+def draw_timesteps(config: DiffusionConfig, seed: int, step: int, batch: int) -> np.ndarray:
+    """Training timesteps of all ranks' samples together, (batch,): each is drawn from a stretch of 0..T-1 of
+    its own, so that every step covers all noise levels, however many ranks there are.
     """
     T = config.schedule.num_train_timesteps
-    unit = generator(seed, index_of(f"timesteps {step} {rank}")).random(samples)
-    return np.minimum(np.floor(T * (rank + unit) / size).astype(np.int64), T - 1)
+    unit = generator(seed, index_of(f"timesteps {step}")).random(batch)
+    return np.minimum(np.floor(T * (np.arange(batch) + unit) / batch).astype(np.int64), T - 1)

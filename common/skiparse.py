@@ -43,6 +43,25 @@ def native_order(num_tokens: int, stride: int) -> np.ndarray:
     return raster.reshape(-1, stride, stride).transpose(1, 0, 2).reshape(-1)
 
 
+def to_patches(x_BCTHW: np.ndarray, patch: int, stride: int) -> np.ndarray:
+    """Latents cut into tokens in native order, zeros where there is none: (S, B, p*p*C), "(p q c)"."""
+    B, C, T, H, W = x_BCTHW.shape
+    x = x_BCTHW.reshape(B, C, T, H // patch, patch, W // patch, patch).transpose(2, 3, 5, 0, 4, 6, 1)
+    x_SBF = x.reshape(-1, B, patch * patch * C)
+    num_tokens = len(x_SBF)
+    padded = np.pad(x_SBF, ((0, padded_length(num_tokens, stride) - num_tokens), (0, 0), (0, 0)))
+    return padded[native_order(num_tokens, stride)]
+
+
+def from_patches(x_SBF: np.ndarray, latent_thw: tuple[int, int, int], patch: int, stride: int) -> np.ndarray:
+    """Undo `to_patches`: x_BCTHW."""
+    T, H, W = latent_thw
+    num_tokens = T * H * W // (patch * patch)
+    raster = np.argsort(native_order(num_tokens, stride))[:num_tokens]
+    x = x_SBF[raster].reshape(T, H // patch, W // patch, x_SBF.shape[1], patch, patch, -1)
+    return np.ascontiguousarray(x.transpose(3, 6, 0, 1, 4, 2, 5)).reshape(x_SBF.shape[1], -1, T, H, W)
+
+
 class Keep(NamedTuple):
     """Boolean attention masks, True = keep, one per arrangement; all broadcast to (batch, heads, queries,
     keys).

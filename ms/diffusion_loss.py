@@ -1,11 +1,11 @@
 """The denoiser's loss: squared error of its prediction, weighted per sample, over the cells that hold video.
 
-Shapes: B batch, C channels, T frames, H height, W width (latent cells).
+Shapes: S video tokens (padded) in native order, B batch, F values of a patch ("(p q c)").
 """
 
 from mindspore import Tensor, nn
 
-from . import ops
+from . import ops, runtime
 from .transformer import TextProjection, Transformer
 
 
@@ -14,17 +14,22 @@ class DiffusionLoss(nn.Cell):
 
     terms = ("loss",)
 
-    def __init__(self, transformer: Transformer):
-        super().__init__(auto_prefix=False)
+    def __init__(self, transformer: Transformer, dtype: str = "float32"):
+        """
+        Args:
+            dtype: of activations.
+        """
+        super().__init__()
         self.transformer = transformer
+        self.dtype = runtime.DTYPES[dtype]
         self.text_projection = TextProjection(transformer)
 
     def construct(
         self,
-        latent_BCTHW: Tensor,
-        noise_BCTHW: Tensor,
+        latent_SBF: Tensor,
+        noise_SBF: Tensor,
+        share_SBF: Tensor,
         mixture_5B: Tensor,
-        keep_BTHW: Tensor | None,
         features_BF: Tensor,
         text_BLC: Tensor,
         keep_text_B11L: Tensor | None,
@@ -36,24 +41,21 @@ class DiffusionLoss(nn.Cell):
         """(scale * loss, terms, prediction).
 
         Args:
+            share_SBF: what each value counts in the mean: they add up to 1, padding has 0; (1,1,F) if all
+                count alike.
             mixture_5B: rows of common.diffusion.Mixture.
-            keep_BTHW: 1 where a cell counts; None when all do.
             scale: what the loss is multiplied with, so that half-precision gradients do not vanish.
         """
-        signal, share, target_signal, target_noise, weight = ops.unstack(mixture_5B, 0)
-        noisy = per_sample(signal) * latent_BCTHW + per_sample(share) * noise_BCTHW
-        target = per_sample(target_signal) * latent_BCTHW + per_sample(target_noise) * noise_BCTHW
-        x_BCTHW = ops.cast_like(noisy, text_BLC)
-        text_kv = self.text_projection(text_BLC)
-        prediction = self.transformer(
-            x_BCTHW, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video
+        signal, noise, target_signal, target_noise, weight = ops.unstack(mixture_5B, 0)
+        noisy = per_sample(signal) * latent_SBF + per_sample(noise) * noise_SBF
+        target = per_sample(target_signal) * latent_SBF + per_sample(target_noise) * noise_SBF
+        x_SBF = ops.to_dtype(noisy, self.dtype)
+        text_kv = self.text_projection(ops.to_dtype(text_BLC, self.dtype))
+        prediction = self.transformer.denoise(
+            x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video
         )
         error = ops.to_float32(prediction) - target
-        error_BTHW = (per_sample(weight) * error * error).mean(1)
-        if keep_BTHW is None:
-            loss = error_BTHW.mean()
-        else:
-            loss = (error_BTHW * keep_BTHW).sum() / keep_BTHW.sum()
+        loss = (per_sample(weight) * share_SBF * error * error).sum()
         return scale * loss, ops.stack([ops.detach(loss)], 0), prediction
 
     def after(self, rest: tuple, finite: Tensor) -> None:
@@ -61,5 +63,5 @@ class DiffusionLoss(nn.Cell):
 
 
 def per_sample(x_B: Tensor) -> Tensor:
-    """Shape (B) as (B,1,1,1,1)."""
-    return x_B.reshape(-1, 1, 1, 1, 1)
+    """Shape (B) as (1,B,1)."""
+    return x_B.reshape(1, -1, 1)

@@ -40,3 +40,7 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return float(self.mean(Tensor(np.array([flag], np.float32))).asnumpy()[0]) > 0
+
+    def average(self, x: float) -> float:
+        """The mean of a number over ranks."""
+        return float(self.mean(Tensor(np.array([x], np.float32))).asnumpy()[0])

@@ -108,6 +108,12 @@ def place(model: nn.Cell, device: str) -> nn.Cell:
     return model
 
 
+def recompute(blocks: Sequence, every: int) -> None:
+    """Make every n-th block forget its activations and compute them again for its gradients; 0: none."""
+    for block in blocks[::every] if every else ():
+        block.recompute()
+
+
 def inference() -> contextlib.AbstractContextManager:
     """A context without gradients."""
     return contextlib.nullcontext()

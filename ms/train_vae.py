@@ -22,7 +22,7 @@ from .discriminator import Discriminator
 from .loading import load_lpips, load_vae, start_discriminator
 from .parallel import Ranks
 from .posterior import split_moments
-from .training import Trained, below
+from .training import Trained, below, cut
 from .vae import check_clip
 from .vae_losses import DiscriminatorLoss, DiscriminatorPhase, GeneratorLoss
 
@@ -66,7 +66,9 @@ class VAETraining:
         x_BCTHW = batch["x_BCTHW"]
         disc_factor = np.float32(self.config.loss.disc_factor * (step >= self.config.loss.disc_start))
         trained = self.discrimination if self.config.trains_discriminator(step) else self.generator
-        return trained.step(x_BCTHW, self.posterior_noise(step, x_BCTHW.shape), disc_factor)
+        return trained.step(
+            cut(self.config.accumulate, x_BCTHW, self.posterior_noise(step, x_BCTHW.shape), disc_factor)
+        )
 
     def posterior_noise(self, step: int, shape: tuple) -> np.ndarray:
         """A draw for each clip, by its number among those of all ranks in this step."""

@@ -7,7 +7,7 @@ What depends on the grid only (rotary tables, masks) and the timestep's sinusoid
 too, so no position is a constant of the graph.
 
 Shapes: B batch, C channels, T frames, H height, W width (latent cells); S video tokens (padded), L text
-tokens, E width, F timestep features, P rotation pairs, K skip stride.
+tokens, E width, F timestep features or values of a patch, P rotation pairs, K skip stride.
 """
 
 from typing import Any
@@ -25,32 +25,27 @@ NUM_TIME_FEATURES = 256
 
 
 class PatchEmbed2D(nn.Cell):
-    """Latent frames (B,C,T,H,W) -> tokens (T*H*W/p^2, B, E) in raster order, by a p x p convolution of stride
-    p.
-    """
+    """A p x p convolution of stride p, over patches (S,B,F) that were cut before: F is "(p q c)"."""
 
     def __init__(self, in_channels: int, width: int, patch: int):
         super().__init__()
-        self.patch = patch
         self.proj = PatchProjection(in_channels, width, patch)
 
-    def construct(self, x_BCTHW: Tensor) -> Tensor:
-        B, C, T, H, W = x_BCTHW.shape
-        p = self.patch
-        x = x_BCTHW.reshape(B, C, T, H // p, p, W // p, p).permute(2, 3, 5, 0, 1, 4, 6)  # t h w b c p q
-        return self.proj(x.reshape(T * H * W // (p * p), B, C * p * p))
+    def construct(self, x_SBF: Tensor) -> Tensor:
+        return self.proj(x_SBF)
 
 
 class PatchProjection(nn.Cell):
-    """The convolution's weight (E, C, p, p), applied as a matrix to patches that do not overlap."""
+    """The convolution's weight (E,C,p,p), applied as a matrix to patches that do not overlap."""
 
     def __init__(self, in_channels: int, width: int, patch: int):
         super().__init__()
         self.weight = ops.parameter((width, in_channels, patch, patch))
         self.bias = ops.parameter((width,))
 
-    def construct(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight.reshape(self.weight.shape[0], -1), self.bias)
+    def construct(self, x_SBF: Tensor) -> Tensor:
+        weight_EF = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1)
+        return ops.linear(x_SBF, weight_EF, self.bias)
 
 
 class TimestepEmbedding(nn.Cell):
@@ -160,7 +155,7 @@ class Block(nn.Cell):
         sin_S13P: Tensor,
         keep_video: Tensor | None,
     ) -> Tensor:
-        m = self.scale_shift_table[:, None] + modulation_6BE
+        m = ops.cast_like(self.scale_shift_table[:, None] + modulation_6BE, x_SBE)
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = m[0], m[1], m[2], m[3], m[4], m[5]
 
         h_SBE = self.norm1(x_SBE) * (1 + scale_attn) + shift_attn
@@ -219,9 +214,24 @@ class Transformer(nn.Cell):
             keep_video: masks (full, single, group); None when nothing is padded.
         """
         B, C, T, H, W = x_BCTHW.shape
-        modulation_6BE, embedded_BE = self.adaln_single(ops.cast_like(features_BF, self.scale_shift_table))
+        x_SBF = to_native(frames_to_patches(x_BCTHW, self.patch), cos_S13P.shape[0], self.stride)
+        y_SBF = self.denoise(x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video)
+        num_tokens = T * (H // self.patch) * (W // self.patch)
+        return patches_to_frames(to_raster(y_SBF, num_tokens, self.stride), T, H, W, self.patch)
 
-        x_SBE = to_native(self.pos_embed(x_BCTHW), cos_S13P.shape[0], self.stride)
+    def denoise(
+        self,
+        x_SBF: Tensor,
+        features_BF: Tensor,
+        text_kv: tuple,
+        keep_text_B11L: Tensor | None,
+        cos_S13P: Tensor,
+        sin_S13P: Tensor,
+        keep_video: tuple | None,
+    ) -> Tensor:
+        """The same for patches in native order; only their number is in the graph, not the size of frames."""
+        modulation_6BE, embedded_BE = self.adaln_single(ops.cast_like(features_BF, self.scale_shift_table))
+        x_SBE = self.pos_embed(x_SBF)
         for i, block in enumerate(self.transformer_blocks):
             keep = None if keep_video is None else arrangement_mask(keep_video, self.plan[i])
             x_SBE = block(
@@ -234,20 +244,26 @@ class Transformer(nn.Cell):
                 sin_S13P,
                 keep,
             )
-        num_tokens = T * (H // self.patch) * (W // self.patch)
-        return self.unpatchify(to_raster(x_SBE, num_tokens, self.stride), embedded_BE, T, H, W)
+        return self.project_out(x_SBE, embedded_BE)
 
-    def unpatchify(self, x_SBE: Tensor, embedded_BE: Tensor, T: int, H: int, W: int) -> Tensor:
-        """The final modulation and projection of tokens in raster order, laid out as latent frames."""
-        modulation = self.scale_shift_table[:, None] + embedded_BE[None]
+    def project_out(self, x_SBE: Tensor, embedded_BE: Tensor) -> Tensor:
+        """The final modulation and projection to patches (S,B,F), F being "(p q c)"."""
+        modulation = ops.cast_like(self.scale_shift_table[:, None] + embedded_BE[None], x_SBE)
         x_SBE = self.norm_out(x_SBE) * (1 + modulation[1]) + modulation[0]
-        return patches_to_frames(self.proj_out(x_SBE), T, H, W, self.patch)
+        return self.proj_out(x_SBE)
 
 
-def patches_to_frames(y: Tensor, T: int, H: int, W: int, patch: int) -> Tensor:
+def frames_to_patches(x_BCTHW: Tensor, patch: int) -> Tensor:
+    """ "b c t (h p) (w q) -> (t h w) b (p q c)"."""
+    B, C, T, H, W = x_BCTHW.shape
+    x = x_BCTHW.reshape(B, C, T, H // patch, patch, W // patch, patch).permute(2, 3, 5, 0, 4, 6, 1)
+    return x.reshape(T * H * W // (patch * patch), B, patch * patch * C)
+
+
+def patches_to_frames(y_SBF: Tensor, T: int, H: int, W: int, patch: int) -> Tensor:
     """ "(t h w) b (p q c) -> b c t (h p) (w q)"."""
-    B = y.shape[1]
-    y = y.reshape(T, H // patch, W // patch, B, patch, patch, -1)
+    B = y_SBF.shape[1]
+    y = y_SBF.reshape(T, H // patch, W // patch, B, patch, patch, -1)
     return y.permute(3, 6, 0, 1, 4, 2, 5).reshape(B, -1, T, H, W)
 
 

@@ -29,10 +29,18 @@ from .parallel import Mean
 from .transformer import Transformer
 from .vae import WFVAE
 
+DRAWS: dict[bool, Callable] = {False: initial_weights, True: fresh_weights}
 
-def load_transformer(source: ModelSource, config: TransformerConfig, dtype: str, device: str) -> Transformer:
-    """The denoiser, ready for inference."""
-    return _load(Transformer, source, config, dtype, device, "transformer")
+
+def load_transformer(
+    source: ModelSource, config: TransformerConfig, dtype: str, device: str, fresh: bool = False
+) -> Transformer:
+    """The denoiser, ready for inference.
+
+    Args:
+        fresh: random weights are such as training starts from.
+    """
+    return _load(Transformer, source, config, dtype, device, "transformer", DRAWS[fresh])
 
 
 def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fresh: bool = False) -> WFVAE:
@@ -41,8 +49,7 @@ def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fr
     Args:
         fresh: random weights are such as training starts from.
     """
-    draw = fresh_weights if fresh else initial_weights
-    return _load(WFVAE, source, config, dtype, device, "vae", draw)
+    return _load(WFVAE, source, config, dtype, device, "vae", DRAWS[fresh])
 
 
 def start_discriminator(

@@ -48,3 +48,7 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return float(self.mean(torch.tensor([float(flag)], device=self.device))) > 0
+
+    def average(self, x: float) -> float:
+        """The mean of a number over ranks."""
+        return float(self.mean(torch.tensor([x], device=self.device)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import check_weights, shapes_of
 from common.host import cpu_name, peak_process_memory_mb
@@ -94,6 +95,12 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
 def place(model: nn.Module, device: str) -> nn.Module:
     """Move a model to the device and switch dropout off."""
     return model.to(device).eval()
+
+
+def recompute(blocks: Sequence, every: int) -> None:
+    """Make every n-th block forget its activations and compute them again for its gradients; 0: none."""
+    for block in blocks[::every] if every else ():
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def inference() -> contextlib.AbstractContextManager:

@@ -1,12 +1,12 @@
 """One trained set of parameters: its loss, optimizer, loss scale and count of updates, and their state."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from common.optim import LossScale, OptimConfig, controls
+from common.optim import LossScale, OptimConfig, controls, warmed_ema_decay
 from common.training.loop import NotFinite
 
 from . import runtime
@@ -26,6 +26,7 @@ class Trained:
         dtype: str,
         ema_decay: float = 0.0,
         accumulate: int = 1,
+        ema_warmup: bool = False,
     ):
         """
         Args:
@@ -33,10 +34,11 @@ class Trained:
             dtype: of activations; float16 needs a loss scale.
             ema_decay: of the moving average of the parameters; 0: none.
             accumulate: parts that the gradients of an update are summed over.
+            ema_warmup: the average follows more closely at first (common.optim.warmed_ema_decay).
         """
         self.loss: Any = loss
         self.params, self.config = dict(params), config
-        self.ema_decay = ema_decay
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.scale = LossScale(dtype)
         self.updates = 0
         self.parts = accumulate
@@ -45,20 +47,21 @@ class Trained:
             self.accumulate = Accumulate(self.one_step, accumulate)
             self.apply = Apply(self.accumulate)
 
-    def step(self, *inputs: np.ndarray | np.floating) -> dict[str, float]:
+    def step(self, parts: Sequence[Sequence]) -> dict[str, float]:
         """Update the parameters with the mean gradient of a batch; the loss's terms, and more for the log.
 
         Args:
-            inputs: arrays with the batch first, cut into parts; numbers are given to each part.
+            parts: the loss's arguments but the last for each part of the batch: arrays, tuples of arrays, or
+                None.
 
         Raises:
             NotFinite: the loss, or a gradient at every loss scale, is not finite; nothing was changed.
         """
+        assert len(parts) == self.parts
         lr = self.config.rate(self.updates + 1)
-        numbers = controls(self.config, self.updates + 1, lr, self.ema_decay, self.scale.value)
-        terms, norm, finite = self._run(
-            runtime.to_tensor(numbers), [list(cut(x, self.parts)) for x in inputs]
-        )
+        decay = warmed_ema_decay(self.ema_decay, self.updates + 1) if self.ema_warmup else self.ema_decay
+        numbers = controls(self.config, self.updates + 1, lr, decay, self.scale.value)
+        terms, norm, finite = self._run(runtime.to_tensor(numbers), parts)
         values = dict(zip(self.loss.terms, map(float, runtime.to_numpy(terms)), strict=True))
         for name, value in values.items():
             if not np.isfinite(value):
@@ -75,10 +78,10 @@ class Trained:
             values["grad_norm"] = length
         return {**values, "lr": lr}
 
-    def _run(self, numbers: Tensor, inputs: list[list[Tensor]]) -> tuple:
+    def _run(self, numbers: Tensor, parts: Sequence[Sequence]) -> tuple:
         if self.parts == 1:
-            return self.one_step(numbers, *(parts[0] for parts in inputs))
-        terms = [self.accumulate(numbers, *part) for part in zip(*inputs, strict=True)]
+            return self.one_step(numbers, *map(to_device, parts[0]))
+        terms = [self.accumulate(numbers, *map(to_device, part)) for part in parts]
         norm, finite = self.apply(numbers)
         return sum(terms[1:], terms[0]) / self.parts, norm, finite
 
@@ -121,10 +124,19 @@ class Trained:
         return named
 
 
-def cut(x: np.ndarray | np.floating, parts: int) -> Iterator[Tensor]:
-    """A batch in equal parts on the device; a single number as often."""
-    for part in np.split(x, parts) if x.ndim else [x] * parts:
-        yield runtime.to_tensor(np.asarray(part))
+def cut(parts: int, *inputs: np.ndarray | np.floating) -> list[tuple]:
+    """The arguments of each part of a batch: arrays with the batch first in equal parts, numbers as they
+    are.
+    """
+    pieces = [np.split(x, parts) if x.ndim else [np.asarray(x)] * parts for x in inputs]
+    return list(zip(*pieces, strict=True))
+
+
+def to_device(value: np.ndarray | tuple | None) -> Any:
+    """An argument of a compiled step."""
+    if isinstance(value, tuple):
+        return runtime.varying(tuple(map(runtime.to_tensor, value)))
+    return None if value is None else runtime.to_tensor(value)
 
 
 def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -188,6 +188,14 @@ def read_annotations(source: str | Path, root: str | None = None) -> Annotations
     return found
 
 
+def annotation_files(source: str | Path | None) -> list[Path]:
+    """The file itself, or those that its lines name after it."""
+    if source is None:
+        return []
+    source = Path(source)
+    return [source] if source.suffix.lower() != ".txt" else [source, *(path for _, path in _listed(source))]
+
+
 def _listed(source: Path) -> Iterator[tuple[str, Path]]:
     if not source.is_file():
         raise ValueError(f"annotations {source}: got no such file, wanted lines `root,annotation.json`")

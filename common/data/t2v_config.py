@@ -16,6 +16,8 @@ class T2VDataConfig(Config):
     generated: bool = False  # scenes (common/data/scenes.py), without those held out to measure on
     generated_sizes: tuple[tuple[int, int, int], ...] = ()  # num_frames, height, width: in turns, one a batch
 
+    encoded: str | None = None  # a folder that python -m ms.encode made of these very clips, read instead
+
     sizes: SizesConfig | None = None  # of annotated clips
     num_frames: int = Field(default=93, ge=1)  # at most; one more than a multiple of 4
     min_frames: int = Field(default=MIN_FRAMES, ge=1)  # videos that give fewer are dropped
@@ -50,6 +52,10 @@ class T2VDataConfig(Config):
             raise ValueError("give exactly one of annotations and generated: true")
         if self.generated and not self.generated_sizes:
             raise ValueError("generated: true needs generated_sizes, such as [[17, 64, 64], [1, 64, 64]]")
+        if self.encoded is not None and (not self.group or self.stock_caption_ratio):
+            raise ValueError(
+                "encoded clips are neither padded nor described anew: leave out group and stock_caption_ratio"
+            )
         if not self.generated and self.sizes is None:
             raise ValueError("annotations need sizes, such as {height: 352, width: 640} or {max_tokens: 924}")
         return self

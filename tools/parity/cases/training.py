@@ -4,19 +4,21 @@ from typing import Any
 
 import numpy as np
 
-from common.conditions import grid_inputs, text_inputs
 from common.config import build
 from common.data.batch import pad
 from common.data.buckets import Bucket
 from common.diffusion import DiffusionConfig, Mixture, mixture
 from common.models import TransformerConfig, VAEConfig
 from common.optim import OptimConfig, controls, warmed_ema_decay
-from common.rope import timestep_features
 from common.schedules import ScheduleConfig, alphas_cumprod, snr
+from common.skiparse import from_patches
+from common.t2v_training import Samples, step_inputs
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
 from .vae import scale_and_shift
+
+MIXTURE = 3  # its place among the arguments of DiffusionLoss
 
 
 def run_training(tree: Tree, case: Case) -> dict[str, Any]:
@@ -54,7 +56,9 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
         results |= mixed(diffusion, index, case, latent, noise, keep)
         output = f"model_pred_step{index}"
         # cells without video attend among padding in the reference; no loss and no gradient sees them
-        results[output] = np.where(keep[:, None], tree.numpy(values[2]), case.outputs[output])
+        patches, size = tree.numpy(values[2]), latent.shape[2:]
+        prediction = from_patches(patches, size, config.patch_size, config.skip_stride)
+        results[output] = np.where(keep[:, None], prediction, case.outputs[output])
         results[f"loss_step{index}"] = tree.numpy(values[0])
         for name, grad in zip(params, grads, strict=True):
             results[f"grad_step{index}.{name}"] = tree.numpy(grad)
@@ -109,24 +113,11 @@ def denoiser_inputs(
     """The arguments of DiffusionLoss, as NumPy."""
     timesteps = case.inputs[f"timesteps_step{index}"]
     keep_text = case.inputs[f"text_mask_step{index}"][:, 0].astype(bool)
-    text, keep_B11L = text_inputs(case.inputs[f"text_embeds_step{index}"], keep_text)
-    full = bool(keep_BTHW.all())
-    _, _, T, H, W = latent.shape
-    grid = grid_inputs(config, (T, H, W), len(latent), None if full else keep_BTHW)
-    features = timestep_features(np.asarray(timesteps, np.float64))
-    rows, keep = judged_mixture(diffusion, timesteps).rows(), None if full else keep_BTHW.astype(np.float32)
-    return (
-        latent,
-        noise,
-        rows,
-        keep,
-        features,
-        text,
-        keep_B11L,
-        grid.cos_S13P,
-        grid.sin_S13P,
-        grid.keep_video,
-    )
+    keep = None if keep_BTHW.all() else keep_BTHW
+    samples = Samples(latent, keep, case.inputs[f"text_embeds_step{index}"], keep_text)
+    given = list(step_inputs(diffusion, config, latent, samples, timesteps, noise))
+    given[MIXTURE] = judged_mixture(diffusion, timesteps).rows()
+    return tuple(given)
 
 
 def to_tree(tree: Tree, value: Any) -> Any:

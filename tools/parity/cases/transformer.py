@@ -85,11 +85,11 @@ def run_each_block(tree: Tree, case: Case, model: Any, x, features, text_kv, res
     """The residual stream after some of the blocks (tokens in raster order), and the model's output."""
     t, (T, H, W) = tree.transformer, x.shape[2:]
     p, stride, num_blocks = model.patch, model.stride, len(model.plan)
-    to_native, arrangement_mask = t.to_native, t.arrangement_mask
+    to_native, to_patches, arrangement_mask = t.to_native, t.frames_to_patches, t.arrangement_mask
 
     def residual_stream(x, features, text_kv, keep_text, cos, sin, keep_video):
         modulation, _ = model.adaln_single(features)
-        hidden = to_native(model.pos_embed(x), cos.shape[0], stride)
+        hidden = model.pos_embed(to_native(to_patches(x, p), cos.shape[0], stride))
         stream = ()
         for i in range(num_blocks):
             keep = None if keep_video is None else arrangement_mask(keep_video, model.plan[i])
@@ -167,8 +167,11 @@ def run_pieces(tree: Tree, case: Case) -> Arrays:
     T, H, W = (n * s for n, s in zip(case.record["grid_thw"], (1, 2, 2), strict=True))
     patch, patches_to_frames = config.patch_size, tree.transformer.patches_to_frames
 
+    def embed(latent):
+        return model.pos_embed(tree.transformer.frames_to_patches(latent, patch))
+
     def final(tokens, embedded):
-        return model.unpatchify(tokens, embedded, T, H, W)
+        return patches_to_frames(model.project_out(tokens, embedded), T, H, W, patch)
 
     def frames(patches):
         return patches_to_frames(patches, T, H, W, patch)
@@ -177,7 +180,7 @@ def run_pieces(tree: Tree, case: Case) -> Arrays:
         return np.ascontiguousarray(tokens.transpose(1, 0, 2))
 
     return {
-        "patch_embed": first(tree.call(model.pos_embed, given["latent"], models=(model,))),
+        "patch_embed": first(tree.call(embed, given["latent"], models=(model,))),
         "adaln_single_6d": first(modulation).reshape(len(features), -1),
         "adaln_single_embedded": embedded,
         "timestep_sinusoid": features,

@@ -1,0 +1,196 @@
+"""What `python -m ms.train` and `python -m pt.train` share: the config, and the arrays of a step.
+
+Everything random is a function of (seed, step, place of the sample in the batch of all ranks), so it does not
+matter how many ranks there are or where a run resumed.
+
+Shapes: B samples of a rank, C latent channels, T frames, H height, W width (latent cells); S tokens in native
+order, F values of a patch; L text tokens, E text width.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from .conditions import GridInputs, grid_inputs
+from .config import Config
+from .data.t2v_config import T2VDataConfig
+from .diffusion import DiffusionConfig, draw_timesteps, mixture, told
+from .models import TransformerConfig, VAEConfig
+from .noise import index_of, normal
+from .optim import OptimConfig
+from .rope import timestep_features
+from .runs import Device, DType, ModelSource, SamplerConfig
+from .skiparse import padded_length, to_patches
+from .text import TextConfig
+from .training.loop import LoopConfig
+
+# what may change when a run goes on: where it runs and how it fits there
+FREE_KEYS = ("output", "device", "accumulate", "recompute", "data.workers", "data.prefetch", "validation")
+
+
+class T2VValidationConfig(Config):
+    """What a model in training is judged by: the loss on clips it is not trained on, and videos it makes."""
+
+    data: T2VDataConfig | None = None  # clips of the loss; none: no loss, and the newest model is the best
+    batches: int = Field(default=8, ge=1)
+    prompts: tuple[str, ...] = ()  # a video each, shown in TensorBoard
+    negative_prompt: str = ""
+    num_frames: int = Field(default=93, ge=1)
+    height: int = Field(default=352, ge=16)
+    width: int = Field(default=640, ge=16)
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class T2VTrainConfig(Config):
+    """`python -m ms.train` / `python -m pt.train`: the transformer from clips with captions."""
+
+    transformer: ModelSource  # a config with random_seed starts anew, a path continues from its weights
+    vae: ModelSource
+    text: TextConfig
+    data: T2VDataConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    validation: T2VValidationConfig | None = None
+    global_batch_size: int = Field(default=1, ge=1)  # clips of an update, of all ranks together
+    accumulate: int = Field(default=1, ge=1)  # parts a rank's clips are cut into, to fit into memory
+    optimizer: OptimConfig = OptimConfig(eps=1e-15)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)  # of the weights that are judged and kept; 0: none
+    ema_on_host: bool = False  # the average is kept in the host's memory, and made there
+    recompute: int = Field(default=0, ge=0)  # every n-th block forgets its activations; 0: none, 1: all
+    dtype: DType = "float32"  # of activations; weights and their updates are float32
+    vae_dtype: DType = "float32"
+    vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
+    seed: int = Field(default=0, ge=0)
+    device: Device = "auto"
+    loop: LoopConfig
+    output: str = "outputs/train"
+
+    @model_validator(mode="after")
+    def _check(self) -> "T2VTrainConfig":
+        if (self.validation is None) != (not self.loop.validate_every):
+            raise ValueError("validation and loop.validate_every go together: give both, or neither")
+        return self
+
+    def batch_per_rank(self, ranks: int) -> int:
+        """Samples of one rank.
+
+        Raises:
+            ValueError: the batch does not divide among ranks and parts.
+        """
+        if self.global_batch_size % (ranks * self.accumulate):
+            raise ValueError(
+                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {ranks} ranks x "
+                f"accumulate={self.accumulate}"
+            )
+        return self.global_batch_size // ranks
+
+
+class Samples(NamedTuple):
+    """What is known of a rank's samples before noise: clean latents and text."""
+
+    moments_BZTHW: np.ndarray
+    keep_BTHW: np.ndarray | None  # latent cells that hold video; None: all
+    text_BLE: np.ndarray
+    keep_BL: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Samples":
+        """Some of them."""
+        return Samples(*(x if x is None else x[rows] for x in self))
+
+
+def sample_latents(
+    moments_BZTHW: np.ndarray, config: VAEConfig, seed: int, step: int, places: Sequence[int]
+) -> np.ndarray:
+    """The transformer's latents (B,C,T,H,W): a draw from the posterior, scaled."""
+    mean, logvar = np.split(moments_BZTHW, 2, axis=1)
+    noise = draws("posterior", mean.shape[1:], seed, step, places)
+    z = mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise
+    scale, shift = (np.asarray(x, np.float32).reshape(1, -1, 1, 1, 1) for x in (config.scale, config.shift))
+    return (z - shift) * scale
+
+
+def draws(kind: str, shape: tuple, seed: int, step: int, places: Sequence[int]) -> np.ndarray:
+    """Standard normal noise (B, *shape), one draw for each place in the batch of all ranks."""
+    return np.stack([normal(shape, seed, index_of(f"{kind} {step} {place}")) for place in places])
+
+
+def step_inputs(
+    config: DiffusionConfig,
+    model: TransformerConfig,
+    latent_BCTHW: np.ndarray,
+    samples: Samples,
+    timesteps_B: np.ndarray,
+    noise_BCTHW: np.ndarray,
+    kept_cells: float | None = None,
+) -> tuple:
+    """The arguments of DiffusionLoss but the last: NumPy arrays, None, or a tuple of arrays.
+
+    Args:
+        kept_cells: latent cells that hold video, averaged over all that share the mean; None: this batch's.
+    """
+    B, C, T, H, W = latent_BCTHW.shape
+    patch, stride = model.patch_size, model.skip_stride
+    keep = samples.keep_BTHW
+    grid = _grid(model, (T, H, W), B) if keep is None else grid_inputs(model, (T, H, W), B, keep)
+    return (
+        to_patches(latent_BCTHW, patch, stride),
+        to_patches(noise_BCTHW, patch, stride),
+        shares(keep, (B, C, T, H, W), patch, stride, kept_cells),
+        mixture(config, timesteps_B).rows(),
+        timestep_features(told(config, timesteps_B)),
+        samples.text_BLE,
+        samples.keep_BL[:, None, None, :],
+        grid.cos_S13P,
+        grid.sin_S13P,
+        grid.keep_video,
+    )
+
+
+@lru_cache(maxsize=64)
+def _grid(model: TransformerConfig, latent_thw: tuple[int, int, int], batch: int) -> GridInputs:
+    return grid_inputs(model, latent_thw, batch)
+
+
+def shares(
+    keep_BTHW: np.ndarray | None, shape: tuple, patch: int, stride: int, kept_cells: float | None
+) -> np.ndarray:
+    """What each value of the patches counts in the mean, (S,B,F), or (S,1,1) where all samples are whole."""
+    B, C, T, H, W = shape
+    if keep_BTHW is not None:
+        cells = keep_BTHW.sum() if kept_cells is None else kept_cells
+        keep = np.broadcast_to(keep_BTHW[:, None], shape).astype(np.float32)
+        return to_patches(keep / np.float32(cells * C), patch, stride)
+    num_tokens = T * H * W // patch**2
+    share = np.zeros((padded_length(num_tokens, stride), 1, 1), np.float32)
+    share[:] = to_patches(np.ones((1, 1, T, H, W), np.float32), patch, stride)[:, :, :1]
+    return share / np.float32(B * C * T * H * W)
+
+
+def noise_for(
+    config: DiffusionConfig, shape: tuple, seed: int, step: int, places: Sequence[int]
+) -> np.ndarray:
+    """The diffusion's noise (B,C,T,H,W), with its offset."""
+    noise = draws("noise", shape, seed, step, places)
+    if config.noise_offset:
+        offset = draws("noise offset", (shape[0], 1, 1, 1), seed, step, places)
+        noise = noise + np.float32(config.noise_offset) * offset
+    return noise
+
+
+def timesteps_for(
+    config: DiffusionConfig, seed: int, step: int, batch: int, places: Sequence[int]
+) -> np.ndarray:
+    """Training timesteps of these places in a batch of all ranks."""
+    return draw_timesteps(config, seed, step, batch)[list(places)]
+
+
+def announce(model: TransformerConfig, tokens: Sequence[int]) -> str:
+    """How many graphs a run compiles: one per number of tokens.
+
+    Args:
+        tokens: of a clip of each bucket.
+    """
+    lengths = {padded_length(count, model.skip_stride) for count in tokens}
+    return f"{len(tokens)} buckets, {len(lengths)} graphs"

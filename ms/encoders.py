@@ -1,0 +1,112 @@
+"""What the transformer is conditioned on and trained on: latents of clips, states of captions. Both encoders
+are frozen.
+
+Shapes: B clips, Z latent channels, T frames, H height, W width; L text tokens, E text width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.data.encoded import EncodedLoader
+from common.data.t2v import T2VLoader
+from common.data.t2v_config import T2VDataConfig
+from common.encoding import fingerprint
+from common.models import TransformerConfig, VAEConfig
+from common.parallel import Mesh
+from common.runs import ModelSource
+from common.t2v_training import T2VTrainConfig
+from common.text import TextConfig, tokenize
+
+from . import runtime
+from .loading import load_vae
+from .text import TextEncoder
+from .vae import WFVAE
+
+
+class ClipEncoder:
+    """Pixels to the moments of the VAE's posterior."""
+
+    def __init__(
+        self, source: ModelSource, config: VAEConfig, dtype: str, device: str, chunk_frames: int = 0
+    ):
+        """
+        Args:
+            chunk_frames: pixel frames encoded at a time after the first; 0: the whole clip.
+        """
+        self.vae: WFVAE = load_vae(source, config, dtype, device)
+        self.dtype, self.chunk_frames = dtype, chunk_frames
+
+    def __call__(self, x_BCTHW: np.ndarray) -> np.ndarray:
+        """moments (B,2Z,T',H/8,W/8), float32."""
+        with runtime.inference():
+            x = runtime.to_tensor(x_BCTHW, self.dtype)
+            return runtime.to_numpy(self.vae.encode(x, self.chunk_frames)).astype(np.float32)
+
+
+class CaptionEncoder:
+    """Captions to text states."""
+
+    def __init__(self, config: TextConfig, device: str, width: int | None = None):
+        """
+        Args:
+            width: E that the transformer wants.
+
+        Raises:
+            ValueError: the encoder's is another.
+        """
+        self.config = config
+        self.encoder = TextEncoder(config, device)
+        if width not in (None, self.encoder.width):
+            raise ValueError(
+                f"text: the encoder's states are {self.encoder.width} wide, the transformer wants {width}; "
+                "use the text encoder the transformer is trained with"
+            )
+        self.cut: list[str] = []  # a sentence for each caption longer than the encoder takes
+
+    def __call__(self, captions: Sequence[str]) -> tuple:
+        """States (B,L,E) float32 and which tokens are there (B,L), padded to the encoder's length."""
+        ids, keep_BL, cut = tokenize(self.config, captions)
+        self.cut += cut
+        with runtime.inference():
+            return runtime.to_numpy(self.encoder(ids, keep_BL)).astype(np.float32), keep_BL
+
+
+class Encoders:
+    """The encoders that a training run needs: none for what a cache has already."""
+
+    def __init__(self, config: T2VTrainConfig, vae_config: VAEConfig, model: TransformerConfig, device: str):
+        self.config = config
+        validation = config.validation
+        sections = [config.data, *([validation.data] if validation and validation.data else [])]
+        live = any(data.encoded is None for data in sections)
+        prompts = validation.prompts if validation else ()
+        self.clips = self.captions = None
+        if live or prompts:
+            source = (config.vae, vae_config, config.vae_dtype, device, config.vae_chunk_frames)
+            self.clips = ClipEncoder(*source)
+            self.captions = CaptionEncoder(config.text, device, model.caption_channels)
+        self.prompts = self.text([validation.negative_prompt, *prompts]) if validation and prompts else None
+
+    def loader(self, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh):
+        """Batches of one rank, from the cache if there is one."""
+        if data.encoded is None:
+            return T2VLoader(data, batch_size, seed, mesh)
+        made_with = fingerprint(self.config.vae, self.config.text, data)
+        return EncodedLoader(data, made_with, batch_size, seed, mesh)
+
+    @property
+    def vae(self) -> WFVAE:
+        """The video VAE."""
+        assert self.clips is not None
+        return self.clips.vae
+
+    def moments(self, x_BCTHW: np.ndarray) -> np.ndarray:
+        """As ClipEncoder."""
+        assert self.clips is not None
+        return self.clips(x_BCTHW)
+
+    def text(self, captions: Sequence[str]) -> tuple:
+        """As CaptionEncoder."""
+        assert self.captions is not None
+        return self.captions(captions)

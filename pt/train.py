@@ -1,0 +1,209 @@
+"""Training the text-to-video transformer: python -m pt.train CONFIG [key=value ...]"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.checkpoint import save_weights
+from common.data.t2v_config import T2VDataConfig
+from common.images import contact_sheet, to_uint8
+from common.models import TransformerConfig, VAEConfig
+from common.parallel import Mesh, mesh_from_environment
+from common.runs import latent_size
+from common.t2v_training import (
+    FREE_KEYS,
+    Samples,
+    T2VTrainConfig,
+    announce,
+    noise_for,
+    sample_latents,
+    step_inputs,
+    timesteps_for,
+)
+from common.training.loop import Batch, Validation, run_loop
+
+from . import runtime
+from .diffusion_loss import DiffusionLoss
+from .encoders import Encoders
+from .loading import load_transformer
+from .parallel import Ranks
+from .pipeline import LatentSampler, decode, seeded_noise
+from .training import Trained, to_device
+
+USAGE = """
+python -m pt.train CONFIG [key=value ...]
+    python -m pt.train configs/train_tiny.yaml output=outputs/my_model
+"""
+SHOWN = 8  # frames of a validation's video
+
+
+class T2VTraining:
+    """A transformer in training: the task of `common.training.loop`."""
+
+    def __init__(self, config: T2VTrainConfig, device: str, mesh: Mesh, ranks: Ranks):
+        self.config, self.mesh, self.ranks = config, mesh, ranks
+        self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
+        self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
+        self.encoders = Encoders(config, self.vae_config, self.model_config, device)
+        self.transformer = load_transformer(
+            config.transformer, self.model_config, "float32", device, fresh=True
+        )
+        runtime.recompute(list(self.transformer.transformer_blocks), config.recompute)
+        self.loss = DiffusionLoss(self.transformer, config.dtype)
+        self.trained = Trained(
+            self.loss,
+            runtime.trainable(self.transformer),
+            config.optimizer,
+            ranks,
+            config.dtype,
+            config.ema_decay,
+            config.accumulate,
+            ema_warmup=True,
+        )
+
+    def step(self, step: int, batch: Batch) -> Mapping[str, float]:
+        """One update."""
+        samples = self.samples(batch)
+        places = range(self.mesh.rank, self.config.global_batch_size, self.mesh.size)
+        parts = np.split(np.arange(len(places)), self.config.accumulate)
+        cells = self._kept_cells(samples)
+        return self.trained.step(
+            [
+                self.inputs(step, samples.take(part), [places[i] for i in part], self.config.seed, cells)
+                for part in parts
+            ]
+        )
+
+    def samples(self, batch: Batch) -> Samples:
+        """Latents' moments and text of a batch, computed now or before."""
+        if "moments_BZTHW" in batch:
+            return Samples(batch["moments_BZTHW"], None, batch["text_BLE"], batch["keep_BL"])
+        moments_BZTHW = self.encoders.moments(batch["x_BCTHW"])
+        return Samples(moments_BZTHW, batch["keep_BTHW"], *self.encoders.text(batch["captions"]))
+
+    def inputs(
+        self, step: int, samples: Samples, places: list[int], seed: int, kept_cells: float | None
+    ) -> tuple:
+        """The arguments of the loss for samples at these places of the batch of all ranks."""
+        diffusion = self.config.diffusion
+        latent = sample_latents(samples.moments_BZTHW, self.vae_config, seed, step, places)
+        noise = noise_for(diffusion, latent.shape[1:], seed, step, places)
+        timesteps = timesteps_for(diffusion, seed, step, self.config.global_batch_size, places)
+        return step_inputs(diffusion, self.model_config, latent, samples, timesteps, noise, kept_cells)
+
+    def _kept_cells(self, samples: Samples) -> float | None:
+        """Cells with video in a part, on average over parts and ranks: all of them make one mean."""
+        if self.config.data.group:
+            return None
+        B, Z, T, H, W = samples.moments_BZTHW.shape
+        kept = B * T * H * W if samples.keep_BTHW is None else samples.keep_BTHW.sum()
+        return self.ranks.average(float(kept)) / self.config.accumulate
+
+    def validate(self, step: int) -> Validation:
+        """The loss on clips kept apart, and videos of the prompts, by the averaged weights."""
+        validation = self.config.validation
+        assert validation is not None
+        scalars, pictures = {}, {}
+        with self.averaged():
+            if validation.data is not None:
+                scalars["loss"] = self.ranks.average(self._validation_loss(validation.data))
+            if validation.prompts and self.ranks.rank == 0:
+                pictures["samples"] = np.concatenate(
+                    [contact_sheet(video, SHOWN, SHOWN) for video in self.draw()]
+                )
+        return Validation(scalars.get("loss", -float(step)), scalars, pictures)
+
+    def _validation_loss(self, data: T2VDataConfig) -> float:
+        assert self.config.validation is not None
+        losses = []
+        seed, places = self.config.seed + 1, list(range(self.config.global_batch_size))
+        mine = self.mesh.share(places)
+        loader = self.encoders.loader(data, len(mine), seed, self.mesh)
+        for step, batch in loader.batches(0, self.config.validation.batches):
+            inputs = self.inputs(step, self.samples(batch), mine, seed, None)
+            with runtime.inference():
+                terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
+            losses.append(float(runtime.to_numpy(terms)[0]))
+        return float(np.mean(losses))
+
+    def draw(self) -> list:
+        """A video (T,H,W,3) of every prompt."""
+        validation = self.config.validation
+        assert validation is not None
+        sampler = validation.sampler
+        guidance = (sampler.guidance_scale, sampler.guidance_rescale)
+        draw = LatentSampler(self.transformer, sampler.table(), *guidance, self.config.dtype)
+        assert self.encoders.prompts is not None
+        states, keep = self.encoders.prompts
+        shape = (
+            1,
+            self.model_config.in_channels,
+            *latent_size(validation, self.vae_config, self.model_config),
+        )
+        videos = []
+        for i in range(len(validation.prompts)):
+            rows = [0, i + 1] if draw.guided else [i + 1]
+            latents = draw(states[rows], keep[rows], shape, seeded_noise(shape, [i]))
+            pixels = decode(self.encoders.vae, latents)
+            videos.append(to_uint8(pixels[0]))
+        return videos
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the transformer has its averaged weights."""
+        if not self.config.ema_decay:
+            yield
+            return
+        params = self.trained.params
+        current = {name: runtime.to_numpy(param).copy() for name, param in params.items()}
+        runtime.overwrite(params, self.trained.averages())
+        try:
+            yield
+        finally:
+            runtime.overwrite(params, current)
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """All ranks hold the same, so each writes its share."""
+        state = self.trained.state()
+        return {name: state[name] for name in sorted(state)[self.ranks.rank :: self.ranks.size]}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take back what the ranks gave together."""
+        self.trained.restore(state)
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights as a model directory."""
+        if self.ranks.rank == 0:
+            current = {name: runtime.to_numpy(p) for name, p in self.trained.params.items()}
+            averages = self.trained.averages() if self.config.ema_decay else current
+            config = {"_class_name": "OpenSoraT2V_v1_3", **self.model_config.model_dump()}
+            save_weights(folder, averages, config)
+
+
+def train(config: T2VTrainConfig) -> None:
+    """Train until `loop.steps`, or until told to stop; resume where the output folder's run was left."""
+    mesh = mesh_from_environment()
+    per_rank = config.batch_per_rank(mesh.size)
+    device = runtime.setup(config.device, mesh.local_rank)
+    cli.prepare_folder(config.output)
+    ranks = Ranks(mesh, device)
+    task = T2VTraining(config, device, mesh, ranks)
+    loader = task.encoders.loader(config.data, per_rank, config.seed, mesh)
+    if ranks.rank == 0:
+        report = loader.report()
+        trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
+        print(report)
+        print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")
+        print(announce(task.model_config, [bucket.tokens_per_clip for bucket in report.buckets]))
+    outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
+    if ranks.rank == 0:
+        print(loader.summary())
+        if outcome.checkpoint is not None:
+            print(f"{outcome.checkpoint}  after {outcome.step} steps, {outcome.seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.main(T2VTrainConfig, train, USAGE)
