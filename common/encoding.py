@@ -1,48 +1,34 @@
 """Latents and text states computed once and kept: what `python -m ms.encode` writes and training reads.
 
-A cache is a folder of safetensors shards with an `index.json`. It belongs to one VAE, one text encoder and
-one selection of clips: a hash of each is kept, and a cache made with others is refused.
+A cache is a folder of safetensors shards with an `index.json`. It belongs to what it was made with
+(common/fingerprint.py), and may be moved.
 
 Shape legend: Z latent channels, T frames, H height, W width (latent cells); L text tokens, E text width.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 
-from .checkpoint import read_metadata, weight_files
+from .checkpoint import read_metadata
 from .config import Config
-from .data.annotations import annotation_files
 from .data.buckets import Bucket
 from .data.t2v_config import T2VDataConfig
 from .files import write_json, write_safetensors
+from .fingerprint import check_fingerprint
 from .models import read_json
 from .runs import Device, DType, ModelSource
-from .text import TextConfig, model_dir
+from .text import TextConfig
 
 INDEX = "index.json"
 NO_CAPTION = "no_caption.safetensors"  # text states of the empty caption, for guidance
 FORMAT = 1
-# keys of the data section that do not change what a clip or its caption is; files are known by their content
-UNBOUND = (
-    "annotations",
-    "root",
-    "encoded",
-    "group",
-    "min_bucket_batches",
-    "token_multiple",
-    "drop_caption_ratio",
-    "stock_caption_ratio",
-    "workers",
-    "prefetch",
-    "max_bad_share",
-)
-REMEDY = "encode the clips anew into another folder, or train with what the cache was made with"
+STORED_DTYPES = Literal["float16", "float32"]
 
 
 class EncodeConfig(Config):
@@ -54,12 +40,12 @@ class EncodeConfig(Config):
     clips: int | None = Field(default=None, ge=1)  # generated scenes; annotated clips are all taken
     passes: int = Field(default=1, ge=1)  # over annotated clips, each with other excerpts and captions
     batch_size: int = Field(default=1, ge=1)  # clips that go through the VAE together
-    clips_per_shard: int = Field(default=512, ge=1)
+    clips_per_shard: int = Field(default=256, ge=1, le=16384)  # held in memory before they are written
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
     vae_dtype: DType = "float32"
     vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
-    stored_dtype: Literal["float16", "float32"] = "float16"
+    stored_dtype: STORED_DTYPES = "float16"
     output: str = "outputs/encoded"
 
     @model_validator(mode="after")
@@ -68,6 +54,10 @@ class EncodeConfig(Config):
             raise ValueError(
                 "clips says how many generated scenes to encode: give it with them, and only then"
             )
+        if self.data.generated and self.passes > 1:
+            raise ValueError("passes is for annotated clips; generated scenes never repeat: raise clips")
+        if self.clips is not None and self.clips % self.batch_size:
+            raise ValueError(f"clips: got {self.clips}, wanted a multiple of batch_size={self.batch_size}")
         if self.data.encoded is not None:
             raise ValueError("data.encoded is a cache already; encode reads the clips themselves")
         if not self.data.group:
@@ -76,40 +66,20 @@ class EncodeConfig(Config):
 
 
 class Item(NamedTuple):
-    """One clip of a cache."""
+    """One clip of a cache, its arrays as they are kept."""
 
-    name: str
+    name: str  # of the file
+    number: int  # of the clip: a file may give several
+    epoch: int  # 0, 1, ...: in which pass
     caption: str
     bucket: Bucket
     moments_ZTHW: np.ndarray  # of the posterior: means, then log variances
     text_LE: np.ndarray  # without padding
 
 
-def fingerprint(vae: ModelSource, text: TextConfig, data: T2VDataConfig) -> dict[str, str]:
-    """A hash of each thing that decides what a cache holds."""
-    settings = text.model_dump(exclude={"path", "dtype"})
-    clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
-    return {
-        "vae": _hash_of_model(vae),
-        "text": _hash([settings, *_files(sorted(model_dir(text).iterdir()))]),
-        "data": _hash([clips, *_files(annotation_files(data.annotations))]),
-    }
-
-
-def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
-    """Refuse a cache made with something else.
-
-    Raises:
-        ValueError: names what differs.
-    """
-    what = {
-        "vae": "another VAE",
-        "text": "another text encoder or max_length",
-        "data": "other clips: annotations, sizes, lengths or captions",
-    }
-    wrong = [what[key] for key in wanted if made_with.get(key) != wanted[key]]
-    if wrong:
-        raise ValueError(f"encoded {folder}: it was made with {' and '.join(wrong)}; {REMEDY}")
+def order_of(config: EncodeConfig) -> str:
+    """What decides which clips lie in which shard: the same to go on with, of no concern to training."""
+    return f"seed={config.seed}, batch_size={config.batch_size}, clips_per_shard={config.clips_per_shard}"
 
 
 def plan_shards(config: EncodeConfig, steps_per_epoch: int | None) -> list[range]:
@@ -119,7 +89,7 @@ def plan_shards(config: EncodeConfig, steps_per_epoch: int | None) -> list[range
         steps_per_epoch: of annotated clips; None: generated ones.
     """
     if steps_per_epoch is None:
-        steps = -(-(config.clips or 0) // config.batch_size)
+        steps = (config.clips or 0) // config.batch_size
     else:
         steps = steps_per_epoch * config.passes
     each = max(1, config.clips_per_shard // config.batch_size)
@@ -131,66 +101,119 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.safetensors"
 
 
-def write_shard(
-    path: Path, items: Sequence[Item], made_with: dict[str, str], dtype: Literal["float16", "float32"]
-) -> None:
-    """One shard, whole or not at all; its metadata names what is in it.
+def as_stored(array: np.ndarray, dtype: STORED_DTYPES, what: str) -> np.ndarray:
+    """An array as it is kept.
 
     Raises:
-        ValueError: a value that `dtype` cannot hold.
+        ValueError: a value that is not finite, or that `dtype` cannot hold.
+    """
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if np.isfinite(stored).all():
+        return stored
+    if np.isfinite(array).all():
+        raise ValueError(
+            f"encode: {what} goes up to {np.abs(array).max():.4g}, wanted what {dtype} holds; set "
+            "stored_dtype=float32 and go on, the shards that are there stay"
+        )
+    raise ValueError(
+        f"encode: {what} is not finite, wanted numbers; encode in float32 (vae_dtype, text.dtype), or check "
+        "the model's weights"
+    )
+
+
+def write_shard(path: Path, items: Sequence[Item], steps: range, made_with: dict[str, str]) -> None:
+    """One shard, whole or not at all; its metadata names what is in it.
+
+    Args:
+        steps: of the loader, which gave these items.
     """
     arrays = {}
-    for number, item in enumerate(items):
-        for kind, array in (("moments", item.moments_ZTHW), ("text", item.text_LE)):
-            stored = array.astype(dtype)
-            if not np.isfinite(stored).all():
-                raise ValueError(
-                    f"encoded {path}: {kind} of {item.name} do not fit into {dtype}; set stored_dtype=float32"
-                )
-            arrays[f"{number}.{kind}"] = stored
-    listed = [{"name": item.name, "caption": item.caption, "bucket": item.bucket} for item in items]
-    metadata = {"format": "np", "fingerprint": json.dumps(made_with), "items": json.dumps(listed)}
-    write_safetensors(path, arrays, metadata)
+    for place, item in enumerate(items):
+        arrays[f"{place}.moments"], arrays[f"{place}.text"] = item.moments_ZTHW, item.text_LE
+    listed = [item._asdict() for item in items]
+    for entry in listed:
+        del entry["moments_ZTHW"], entry["text_LE"]
+    metadata = {"steps": json.dumps([steps.start, steps.stop]), "items": json.dumps(listed)}
+    _write(path, arrays, metadata, made_with)
 
 
-def shard_items(path: Path, made_with: dict[str, str]) -> list[dict] | None:
-    """What a shard holds; None if there is none.
+def shard_items(path: Path, steps: range, made_with: dict[str, str]) -> list[dict] | None:
+    """What a shard holds; None if there is none of just these steps.
 
     Raises:
         ValueError: it was made with something else, or is not readable.
     """
-    if not path.is_file():
+    metadata = _read(path, made_with)
+    if metadata is None or json.loads(metadata["steps"]) != [steps.start, steps.stop]:
         return None
-    try:
-        metadata = read_metadata(path)
-        found, items = json.loads(metadata["fingerprint"]), json.loads(metadata["items"])
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"encoded {path}: not a readable shard ({error}); delete it") from None
-    check_fingerprint(found, made_with, path.parent)
-    return items
+    return json.loads(metadata["items"])
 
 
-def write_index(folder: Path, shards: Iterable[Path], made_with: dict[str, str], text_length: int) -> int:
-    """List what all shards hold; the number of clips. A clip that filled up a batch is listed once."""
+def write_no_caption(folder: Path, text_LE: np.ndarray, made_with: dict[str, str]) -> None:
+    """Keep the text states of the empty caption."""
+    _write(folder / NO_CAPTION, {"text": text_LE}, {}, {"text": made_with["text"]})
+
+
+def has_no_caption(folder: Path, made_with: dict[str, str]) -> bool:
+    """Whether the text states of the empty caption are there.
+
+    Raises:
+        ValueError: they are of another text encoder, or not readable.
+    """
+    return _read(folder / NO_CAPTION, {"text": made_with["text"]}) is not None
+
+
+def list_shards(
+    folder: Path, shards: Sequence[range], made_with: dict[str, str], text_length: int
+) -> dict[str, Any] | None:
+    """The content of an index; None as long as a shard is missing. A clip that filled up a batch is listed
+    once.
+
+    Args:
+        shards: the steps of each.
+    """
+    if not has_no_caption(folder, made_with):
+        return None
     listed, seen = [], set()
     buckets: dict[tuple, int] = {}
-    for path in shards:
+    for number, steps in enumerate(shards):
+        path = shard_path(folder, number)
+        items = shard_items(path, steps, made_with)
+        if items is None:
+            return None
         places, numbers = [], []
-        for place, item in enumerate(shard_items(path, made_with) or []):
-            if item["name"] not in seen:
-                seen.add(item["name"])
+        for place, item in enumerate(items):
+            clip = item["number"], item["epoch"]
+            if clip not in seen:
+                seen.add(clip)
                 places.append(place)
                 numbers.append(buckets.setdefault(tuple(item["bucket"]), len(buckets)))
-        listed.append({"file": path.name, "bytes": path.stat().st_size, "items": places, "bucket": numbers})
-    content = {
+        listed.append({**_size(path), "items": places, "bucket": numbers})
+    return {
         "format": FORMAT,
         "fingerprint": made_with,
+        "clips": len(seen),
         "text_length": text_length,
-        "buckets": list(buckets),
+        "buckets": [list(bucket) for bucket in buckets],
+        "no_caption": _size(folder / NO_CAPTION),
         "shards": listed,
     }
-    write_json(folder / INDEX, content)
-    return len(seen)
+
+
+def write_index(folder: Path, content: dict[str, Any]) -> bool:
+    """Write what list_shards gave, unless just this is there; whether it was written.
+
+    Raises:
+        ValueError: there is no clip to list.
+    """
+    if not content["clips"]:
+        raise ValueError(f"encoded {folder}: got no clip that could be read, wanted some; see max_bad_share")
+    path = folder / INDEX
+    if path.is_file() and read_json(path) == content:
+        return False
+    write_json(path, content)
+    return True
 
 
 def read_index(folder: str | Path, wanted: dict[str, str]) -> dict[str, Any]:
@@ -209,7 +232,7 @@ def read_index(folder: str | Path, wanted: dict[str, str]) -> dict[str, Any]:
     if index.get("format") != FORMAT:
         raise ValueError(f"encoded {folder}: format {index.get('format')}, wanted {FORMAT}; encode anew")
     check_fingerprint(index["fingerprint"], wanted, folder)
-    for shard in index["shards"]:
+    for shard in (index["no_caption"], *index["shards"]):
         path = folder / shard["file"]
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
@@ -220,25 +243,25 @@ def read_index(folder: str | Path, wanted: dict[str, str]) -> dict[str, Any]:
     return index
 
 
-def _hash_of_model(source: ModelSource) -> str:
-    if source.path is None:
-        return _hash([source.model_dump()])
-    path = Path(source.path)
-    config = [path / "config.json"] if path.is_dir() else []
-    return _hash([source.overrides, *_files([*config, *weight_files(path)])])
+def _write(
+    path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str], made_with: dict[str, str]
+) -> None:
+    fingerprint = {"format": "np", "fingerprint": json.dumps(made_with)}
+    write_safetensors(path, arrays, {**fingerprint, **metadata})
 
 
-def _files(paths: Iterable[Path]) -> Iterable[bytes]:
-    """The digest of each file's content: where they lie does not matter."""
-    for path in paths:
-        if path.is_file():
-            with open(path, "rb") as file:
-                yield hashlib.file_digest(file, "sha256").digest()
+def _read(path: Path, made_with: dict[str, str]) -> dict[str, str] | None:
+    """The metadata of a file of the cache; None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        metadata = read_metadata(path)
+        found = json.loads(metadata["fingerprint"])
+    except (KeyError, ValueError, OSError, SafetensorError) as error:
+        raise ValueError(f"encoded {path}: not a readable shard ({error}); delete it") from None
+    check_fingerprint(found, made_with, path.parent)
+    return metadata
 
 
-def _hash(parts: Iterable[Any]) -> str:
-    """One hash of digests and of values that JSON can tell."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
-    return total.hexdigest()
+def _size(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size}

@@ -9,7 +9,7 @@ order, F values of a patch; L text tokens, E text width.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from .diffusion import DiffusionConfig, draw_timesteps, mixture, told
 from .models import TransformerConfig, VAEConfig
 from .noise import index_of, normal
 from .optim import OptimConfig
+from .parallel import Mesh
 from .rope import timestep_features
 from .runs import Device, DType, ModelSource, SamplerConfig
 from .skiparse import padded_length, to_patches
@@ -28,7 +29,18 @@ from .text import TextConfig
 from .training.loop import LoopConfig
 
 # what may change when a run goes on: where it runs and how it fits there
-FREE_KEYS = ("output", "device", "accumulate", "recompute", "data.workers", "data.prefetch", "validation")
+FREE_KEYS = (
+    "output",
+    "device",
+    "accumulate",
+    "recompute",
+    "parallel",
+    "data.workers",
+    "data.prefetch",
+    "validation",
+    "ema_on_host",
+    "vae_chunk_frames",
+)
 
 
 class T2VValidationConfig(Config):
@@ -42,6 +54,14 @@ class T2VValidationConfig(Config):
     height: int = Field(default=352, ge=16)
     width: int = Field(default=640, ge=16)
     sampler: SamplerConfig = SamplerConfig()
+
+
+class ParallelConfig(Config):
+    """How ranks share the work. What is left after `sequence` is data parallel."""
+
+    sequence: int = Field(default=1, ge=1)  # ranks in a row that share the tokens of their samples
+    kind: Literal["skiparse", "ulysses"] = "skiparse"  # how they share them (sequence.py)
+    zero: Literal[0, 1, 2] = 0  # 1: ranks share the optimizer's state; 2: accumulated gradients too
 
 
 class T2VTrainConfig(Config):
@@ -59,6 +79,7 @@ class T2VTrainConfig(Config):
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)  # of the weights that are judged and kept; 0: none
     ema_on_host: bool = False  # the average is kept in the host's memory, and made there
     recompute: int = Field(default=0, ge=0)  # every n-th block forgets its activations; 0: none, 1: all
+    parallel: ParallelConfig = ParallelConfig()
     dtype: DType = "float32"  # of activations; weights and their updates are float32
     vae_dtype: DType = "float32"
     vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
@@ -71,20 +92,27 @@ class T2VTrainConfig(Config):
     def _check(self) -> "T2VTrainConfig":
         if (self.validation is None) != (not self.loop.validate_every):
             raise ValueError("validation and loop.validate_every go together: give both, or neither")
+        if self.parallel.sequence > 1 and not self.data.group:
+            raise ValueError("parallel.sequence wants samples of one size: leave out data.group=false")
         return self
 
-    def batch_per_rank(self, ranks: int) -> int:
-        """Samples of one rank.
+    def samples_mesh(self, mesh: Mesh) -> Mesh:
+        """Which share of the samples a rank has: those that share a sequence have the same.
 
         Raises:
-            ValueError: the batch does not divide among ranks and parts.
+            ValueError: ranks or batch do not divide.
         """
-        if self.global_batch_size % (ranks * self.accumulate):
+        if mesh.size % self.parallel.sequence:
             raise ValueError(
-                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {ranks} ranks x "
-                f"accumulate={self.accumulate}"
+                f"parallel.sequence: got {self.parallel.sequence}, wanted a divisor of {mesh.size} ranks"
             )
-        return self.global_batch_size // ranks
+        shares = mesh.size // self.parallel.sequence
+        if self.global_batch_size % (shares * self.accumulate):
+            raise ValueError(
+                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {shares} "
+                f"(data parallel) x accumulate={self.accumulate}"
+            )
+        return Mesh(mesh.rank // self.parallel.sequence, shares, mesh.local_rank)
 
 
 class Samples(NamedTuple):

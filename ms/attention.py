@@ -14,17 +14,21 @@ from common.skiparse import GROUP, SINGLE
 from . import ops
 from .kernels import kernel
 from .layers import Linear
+from .sequence import Sequence
 
 
 class SelfAttention(nn.Cell):
     """Attention among video tokens: all of them (full), those of equal j (single) or of equal m (group)."""
 
-    def __init__(self, num_heads: int, head_dim: int, arrangement: str, stride: int):
+    def __init__(self, num_heads: int, head_dim: int, arrangement: str, sequence: Sequence):
         super().__init__()
         width = num_heads * head_dim
         self.num_heads = num_heads
         self.arrangement = arrangement
-        self.stride = stride
+        self.sequence = sequence
+        self.stride = sequence.local_stride(arrangement)
+        self.to_heads = sequence.to_heads_in(arrangement)
+        self.heads_here = num_heads // sequence.size if self.to_heads else num_heads
         self.to_q = Linear(width, width)
         self.to_k = Linear(width, width)
         self.to_v = Linear(width, width)
@@ -32,21 +36,32 @@ class SelfAttention(nn.Cell):
         self.attend = kernel("attention")
 
     def construct(self, x_SBE: Tensor, cos_S13P: Tensor, sin_S13P: Tensor, keep: Tensor | None) -> Tensor:
-        S, B, E = x_SBE.shape
         q = rotate(self.to_q(x_SBE), cos_S13P, sin_S13P, self.num_heads)
         k = rotate(self.to_k(x_SBE), cos_S13P, sin_S13P, self.num_heads)
         v = self.to_v(x_SBE)
+        if self.to_heads:
+            q, k, v = self.sequence.to_heads(q), self.sequence.to_heads(k), self.sequence.to_heads(v)
+        y = self.attend_arranged(q, k, v, keep)
+        if self.to_heads:
+            y = self.sequence.to_tokens(y)
+        return self.to_out[0](y)
+
+    def attend_arranged(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """Attention of each query in its sub-sequence, (S,B,E)."""
+        S, B, E = q.shape
         if self.arrangement == SINGLE:  # "(r j) b e -> r (j b) e" with r = (m n)
             shape = (S // self.stride, self.stride * B, E)
-            y = self.attend(q.reshape(shape), k.reshape(shape), v.reshape(shape), keep, self.num_heads, "SBH")
+            y = self.attend(
+                q.reshape(shape), k.reshape(shape), v.reshape(shape), keep, self.heads_here, "SBH"
+            )
         elif self.arrangement == GROUP:  # "(m r) b e -> m r (b e)" with r = (n j)
             shape = (self.stride, S // self.stride, B * E)
             y = self.attend(
-                q.reshape(shape), k.reshape(shape), v.reshape(shape), keep, B * self.num_heads, "BSH"
+                q.reshape(shape), k.reshape(shape), v.reshape(shape), keep, B * self.heads_here, "BSH"
             )
         else:
-            y = self.attend(q, k, v, keep, self.num_heads, "SBH")
-        return self.to_out[0](y.reshape(S, B, E))
+            y = self.attend(q, k, v, keep, self.heads_here, "SBH")
+        return y.reshape(S, B, E)
 
 
 class CrossAttention(nn.Cell):

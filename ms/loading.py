@@ -25,7 +25,8 @@ from . import runtime
 from .discriminator import Discriminator
 from .i3d import I3D
 from .lpips import LPIPS
-from .parallel import Mean
+from .parallel import ALONE, Group, Mean
+from .sequence import Sequence, check_sequence
 from .transformer import Transformer
 from .vae import WFVAE
 
@@ -33,14 +34,26 @@ DRAWS: dict[bool, Callable] = {False: initial_weights, True: fresh_weights}
 
 
 def load_transformer(
-    source: ModelSource, config: TransformerConfig, dtype: str, device: str, fresh: bool = False
+    source: ModelSource,
+    config: TransformerConfig,
+    dtype: str,
+    device: str,
+    fresh: bool = False,
+    kind: str = "skiparse",
+    group: Group = ALONE,
 ) -> Transformer:
     """The denoiser, ready for inference.
 
     Args:
         fresh: random weights are such as training starts from.
+        kind, group: how ranks share its tokens, and which ones (sequence.py).
     """
-    return _load(Transformer, source, config, dtype, device, "transformer", DRAWS[fresh])
+    check_sequence(kind, group.size, config.skip_stride, config.num_attention_heads)
+
+    def build(config: TransformerConfig) -> Transformer:
+        return Transformer(config, Sequence(config.skip_stride, kind, group))
+
+    return _load(build, source, config, dtype, device, "transformer", DRAWS[fresh])
 
 
 def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fresh: bool = False) -> WFVAE:
@@ -93,7 +106,7 @@ def initialize(model: nn.Cell, seed: int, draw: Callable = initial_weights) -> N
 
 
 def _load(
-    cls: type,
+    build: Callable,
     source: ModelSource,
     config: HubConfig,
     dtype: str,
@@ -103,7 +116,7 @@ def _load(
 ) -> Any:
     weights = StoredWeights(source.path) if source.path is not None else None
     with runtime.building(device):
-        model = cls(config)
+        model = build(config)
     if weights is None:
         initialize(model, source.random_seed or 0, draw)
     else:

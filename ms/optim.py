@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 from common.optim import EMA_DECAY, LOSS_SCALE, SHRINK, SPREAD, STEP_SIZE, AdamWConfig, OptimConfig
 
 from . import ops, runtime
-from .parallel import Mean
+from .zero import Replicated, Sharded
 
 MAX_ELEMENTS = 2**26  # of a joined vector: 256 MiB of float32, far from what indexes of 32 bits can reach
 MAX_PARAMETERS = 200  # of a joined vector: MindSpore's compiler recurses once for each
@@ -34,20 +34,25 @@ class Step(nn.Cell):
     """
 
     def __init__(
-        self, loss: nn.Cell, params: Mapping, config: OptimConfig, mean_over_ranks: Mean, average: bool
+        self,
+        loss: nn.Cell,
+        params: Mapping,
+        config: OptimConfig,
+        shards: Replicated | Sharded,
+        average: bool,
     ):
         super().__init__(auto_prefix=False)
         self.loss: Any = loss
         self.gradients = runtime.gradients(loss, list(params.values()))
-        self.update = Update(params, config, mean_over_ranks, average)
-        self.mean_over_ranks = mean_over_ranks
+        self.update = Update(params, config, shards, average)
+        self.mean = shards.mean
 
     def construct(self, controls: Tensor, *inputs: Tensor) -> tuple:
         """Terms averaged over ranks, the gradients' norm before clipping, and whether it was finite."""
         values, grads = self.gradients(*inputs, controls[LOSS_SCALE])
         norm, finite = self.update(grads, controls)
         self.loss.after(values[2:], finite)
-        return self.mean_over_ranks(values[1]), norm, finite
+        return self.mean(values[1]), norm, finite
 
 
 class Accumulate(nn.Cell):
@@ -58,18 +63,21 @@ class Accumulate(nn.Cell):
         self.loss: Any = step.loss
         self.gradients = step.gradients
         self.update = step.update
-        self.mean_over_ranks = step.mean_over_ranks
+        self.mean = step.mean
         self.share = 1.0 / parts
-        self.sums = ops.state_like(step.update.means, "sum")
+        self.early = step.update.shards.stage == 2  # sums of parts, not of whole vectors
+        like = step.update.means if self.early else step.update.join(step.update.params)
+        self.sums = ops.state_like(like, "sum")
 
     def construct(self, controls: Tensor, *inputs: Tensor) -> Tensor:
         """Terms averaged over ranks."""
         values, grads = self.gradients(*inputs, controls[LOSS_SCALE])
-        parts = self.update.join(grads)
+        vectors = self.update.join(grads)
         for i in range(len(self.sums)):
-            ops.assign(self.sums[i], self.sums[i] + self.share * parts[i])
+            grad = self.update.shards.mean_part(vectors[i]) if self.early else vectors[i]
+            ops.assign(self.sums[i], self.sums[i] + self.share * grad)
         self.loss.after(values[2:], ops.isfinite(values[0]))
-        return self.mean_over_ranks(values[1])
+        return self.mean(values[1])
 
 
 class Apply(nn.Cell):
@@ -79,30 +87,32 @@ class Apply(nn.Cell):
         super().__init__(auto_prefix=False)
         self.update = accumulate.update
         self.sums = accumulate.sums
+        self.early = accumulate.early
 
     def construct(self, controls: Tensor) -> tuple:
         """The gradients' norm before clipping, and whether it was finite."""
-        result = self.update.by([total * 1.0 for total in self.sums], controls)
+        grads = [total * 1.0 if self.early else self.update.shards.mean_part(total) for total in self.sums]
+        result = self.update.by(grads, controls)
         for total in self.sums:
             ops.assign(total, ops.zeros_like(total))
         return result
 
 
 class Update(nn.Cell):
-    """One update of a set of parameters: mean over ranks, clipping, AdamW, moving average.
+    """One update of a set of parameters: clipping, AdamW, moving average.
 
     Parameters are joined to a few long vectors, so that the graph has a few operators instead of dozens per
     parameter (40 s of compiling became 8 at 152 parameters), and ranks exchange long messages. Where the
     gradients are not finite nothing changes.
     """
 
-    def __init__(self, params: Mapping, config: OptimConfig, mean_over_ranks: Mean, average: bool):
+    def __init__(self, params: Mapping, config: OptimConfig, shards: Replicated | Sharded, average: bool):
         super().__init__(auto_prefix=False)
         self.config = config
-        self.mean_over_ranks = mean_over_ranks
+        self.shards = shards
         self.params = ops.parameter_list(params.values())
         self.spans = spans([param.shape for param in self.params])
-        joined = self.join(self.params)
+        joined = [shards.part(vector) for vector in self.join(self.params)]
         self.means = ops.state_like(joined, "mean")
         self.vars = ops.state_like(joined, "var")
         self.averages = ops.state_like(joined, "average", copy=True) if average else ()
@@ -113,17 +123,18 @@ class Update(nn.Cell):
 
     def construct(self, grads: tuple, controls: Tensor) -> tuple:
         """The norm of the gradients, averaged over ranks and unscaled, and whether it is finite."""
-        return self.by(self.join(grads), controls)
+        return self.by([self.shards.mean_part(grad) for grad in self.join(grads)], controls)
 
     def by(self, grads: list, controls: Tensor) -> tuple:
-        """The update by joined gradients."""
-        grads = [self.mean_over_ranks(grad) / controls[LOSS_SCALE] for grad in grads]
-        norm = ops.sqrt(sum_of_squares(grads))
+        """The update by this rank's parts of the joined gradients, averaged over ranks."""
+        grads = [grad / controls[LOSS_SCALE] for grad in grads]
+        norm = ops.sqrt(self.shards.total(sum_of_squares(grads)))
         finite = ops.isfinite(norm)
         limit = ops.clamp(self.config.max_grad_norm / (norm + 1e-6), 0.0, 1.0)
         for i, (start, stop) in enumerate(self.spans):
             params = self.params[start:stop]
-            old = ops.detach(ops.join(params))
+            joined = ops.detach(ops.join(params))
+            old = self.shards.part(joined)
             new, mean, var = adamw(self.config, controls, old, grads[i] * limit, self.means[i], self.vars[i])
             ops.assign(self.means[i], ops.where(finite, mean, self.means[i]))
             ops.assign(self.vars[i], ops.where(finite, var, self.vars[i]))
@@ -131,7 +142,8 @@ class Update(nn.Cell):
                 average = self.averages[i]
                 moved = average + (1 - controls[EMA_DECAY]) * (new - average)
                 ops.assign(average, ops.where(finite, moved, average))
-            ops.assign_parts(params, ops.where(finite, new, old))
+            new = self.shards.whole(ops.where(finite, new, old), joined.shape[0])
+            ops.assign_parts(params, new)
         return norm, finite
 
 

@@ -1,11 +1,28 @@
-"""What ranks do together: averages that carry gradients, and agreement between their processes."""
+"""What ranks do together: averages that carry gradients, exchanges of tokens, and agreement between their
+processes.
+"""
+
+from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn
-from mindspore.communication import init
+from mindspore.communication import GlobalComm, create_group, init
 
 from common.parallel import Mesh
+
+from . import kernels
+
+
+class Group(NamedTuple):
+    """Some ranks that talk among themselves, and which of them this one is."""
+
+    size: int = 1
+    rank: int = 0
+    handle: Any = None
+
+
+ALONE = Group()
 
 
 class Mean(nn.Cell):
@@ -19,6 +36,87 @@ class Mean(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.all_reduce(x) / self.size if self.size > 1 else x
+
+
+class Gather(nn.Cell):
+    """Every rank's tensor, one after the other along the first dim; no gradient passes."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.rank = group.size, group.rank
+        # AllGather on a CPU knows no groups but the whole; a sum of what is zero elsewhere is exact
+        self.by_sum = kernels.device() == "cpu"
+        operator = mindspore.ops.AllReduce if self.by_sum else mindspore.ops.AllGather
+        self.communicate = operator(group=group.handle)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.by_sum:
+            return self.communicate(x)
+        parts, nothing = (), mindspore.ops.zeros_like(x)
+        for i in range(self.size):
+            parts = (*parts, x if i == self.rank else nothing)
+        return self.communicate(mindspore.ops.cat(parts, 0))
+
+
+class MeanPart(nn.Cell):
+    """This rank's part, along the first dim, of the mean over all ranks; no gradient passes."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.rank = group.size, group.rank
+        self.by_sum = kernels.device() == "cpu"  # which has no ReduceScatter
+        operator = mindspore.ops.AllReduce if self.by_sum else mindspore.ops.ReduceScatter
+        self.communicate = operator(group=group.handle)
+
+    def construct(self, x: Tensor) -> Tensor:
+        total = self.communicate(x)
+        if self.by_sum:
+            length = x.shape[0] // self.size
+            total = total[self.rank * length : (self.rank + 1) * length]
+        return total / self.size
+
+
+class Exchange(nn.Cell):
+    """Chunk i of the first dim goes to rank i, and comes back as chunk i of what rank i sends; gradients
+    take the same way home.
+    """
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.swap = _Swap(group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.swap(x)
+
+
+class _Swap(nn.Cell):
+    """The exchange with its gradient, which is the exchange again."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.swap = _SwapOnCPU(group) if kernels.device() == "cpu" else _alltoall(group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.swap(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        return (self.swap(dout),)
+
+
+def _alltoall(group: Group) -> Any:
+    return mindspore.ops.AlltoAll(group.size, 0, 0, group=group.handle)
+
+
+class _SwapOnCPU(nn.Cell):
+    """A CPU has no AlltoAll: every rank gets everything and takes what is meant for it."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.rank = group.rank
+        self.gather = Gather(group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.gather(x.reshape(1, *x.shape))[:, self.rank]
 
 
 class Ranks:
@@ -36,6 +134,19 @@ class Ranks:
         if mesh.size > 1:
             init("mccl" if device == "cpu" else "hccl")
         self.mean = Mean(mesh.size)
+
+    def everyone(self) -> Group:
+        """All ranks."""
+        return Group(self.size, self.rank, GlobalComm.WORLD_COMM_GROUP) if self.size > 1 else ALONE
+
+    def neighbours(self, size: int) -> Group:
+        """This rank's group where every `size` ranks in a row are one; all ranks must ask."""
+        if size == 1 or size == self.size:
+            return self.everyone() if size > 1 else ALONE
+        first = self.rank // size * size
+        name = f"ranks_{first}_to_{first + size - 1}"
+        create_group(name, list(range(first, first + size)))
+        return Group(size, self.rank - first, name)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

@@ -44,12 +44,19 @@ class T2VTraining:
     """A transformer in training: the task of `common.training.loop`."""
 
     def __init__(self, config: T2VTrainConfig, device: str, mesh: Mesh, ranks: Ranks):
-        self.config, self.mesh, self.ranks = config, mesh, ranks
+        self.config, self.ranks = config, ranks
+        self.mesh = config.samples_mesh(mesh)
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
         self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
         self.encoders = Encoders(config, self.vae_config, self.model_config, device)
         self.transformer = load_transformer(
-            config.transformer, self.model_config, "float32", device, fresh=True
+            config.transformer,
+            self.model_config,
+            "float32",
+            device,
+            fresh=True,
+            kind=config.parallel.kind,
+            group=ranks.neighbours(config.parallel.sequence),
         )
         runtime.recompute(list(self.transformer.transformer_blocks), config.recompute)
         self.loss = DiffusionLoss(self.transformer, config.dtype)
@@ -62,6 +69,7 @@ class T2VTraining:
             config.ema_decay,
             config.accumulate,
             ema_warmup=True,
+            zero=config.parallel.zero,
         )
 
     def step(self, step: int, batch: Batch) -> Mapping[str, float]:
@@ -107,7 +115,8 @@ class T2VTraining:
         validation = self.config.validation
         assert validation is not None
         scalars, pictures = {}, {}
-        with self.averaged():
+        averages = self.averages()
+        with self.averaged(averages):
             if validation.data is not None:
                 scalars["loss"] = self.ranks.average(self._validation_loss(validation.data))
             if validation.prompts and self.ranks.rank == 0:
@@ -152,18 +161,21 @@ class T2VTraining:
         return videos
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self, averages: Mapping[str, np.ndarray]) -> Iterator[None]:
         """Inside, the transformer has its averaged weights."""
-        if not self.config.ema_decay:
-            yield
-            return
         params = self.trained.params
         current = {name: runtime.to_numpy(param).copy() for name, param in params.items()}
-        runtime.overwrite(params, self.trained.averages())
+        runtime.overwrite(params, averages)
         try:
             yield
         finally:
             runtime.overwrite(params, current)
+
+    def averages(self) -> dict[str, np.ndarray]:
+        """The averaged weights; the weights where no average is kept. All ranks ask together."""
+        if self.config.ema_decay:
+            return self.trained.averages()
+        return {name: runtime.to_numpy(param) for name, param in self.trained.params.items()}
 
     def state(self) -> Mapping[str, np.ndarray]:
         """All ranks hold the same, so each writes its share."""
@@ -176,9 +188,8 @@ class T2VTraining:
 
     def export(self, folder: Path) -> None:
         """The averaged weights as a model directory."""
+        averages = self.averages()
         if self.ranks.rank == 0:
-            current = {name: runtime.to_numpy(p) for name, p in self.trained.params.items()}
-            averages = self.trained.averages() if self.config.ema_decay else current
             config = {"_class_name": "OpenSoraT2V_v1_3", **self.model_config.model_dump()}
             save_weights(folder, averages, config)
 
@@ -186,12 +197,13 @@ class T2VTraining:
 def train(config: T2VTrainConfig) -> None:
     """Train until `loop.steps`, or until told to stop; resume where the output folder's run was left."""
     mesh = mesh_from_environment()
-    per_rank = config.batch_per_rank(mesh.size)
+    samples_mesh = config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
     cli.prepare_folder(config.output)
     ranks = Ranks(mesh, device)
     task = T2VTraining(config, device, mesh, ranks)
-    loader = task.encoders.loader(config.data, per_rank, config.seed, mesh)
+    per_rank = config.global_batch_size // samples_mesh.size
+    loader = task.encoders.loader(config.data, per_rank, config.seed, samples_mesh)
     if ranks.rank == 0:
         report = loader.report()
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())

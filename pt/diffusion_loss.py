@@ -46,6 +46,7 @@ class DiffusionLoss(nn.Module):
             mixture_5B: rows of common.diffusion.Mixture.
             scale: what the loss is multiplied with, so that half-precision gradients do not vanish.
         """
+        sequence = self.transformer.sequence
         signal, noise, target_signal, target_noise, weight = ops.unstack(mixture_5B, 0)
         noisy = per_sample(signal) * latent_SBF + per_sample(noise) * noise_SBF
         target = per_sample(target_signal) * latent_SBF + per_sample(target_noise) * noise_SBF
@@ -54,8 +55,9 @@ class DiffusionLoss(nn.Module):
         prediction = self.transformer.denoise(
             x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video
         )
-        error = ops.to_float32(prediction) - target
-        loss = (per_sample(weight) * share_SBF * error * error).sum()
+        error = ops.to_float32(prediction) - sequence.share(target)
+        # the mean over ranks follows: those that share a sequence add up to it
+        loss = sequence.size * (per_sample(weight) * sequence.share(share_SBF) * error * error).sum()
         return scale * loss, ops.stack([ops.detach(loss)], 0), prediction
 
     def after(self, rest: tuple, finite: Tensor) -> None:

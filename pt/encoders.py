@@ -11,7 +11,7 @@ import numpy as np
 from common.data.encoded import EncodedLoader
 from common.data.t2v import T2VLoader
 from common.data.t2v_config import T2VDataConfig
-from common.encoding import fingerprint
+from common.fingerprint import fingerprint
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh
 from common.runs import ModelSource
@@ -22,6 +22,8 @@ from . import runtime
 from .loading import load_vae
 from .text import TextEncoder
 from .vae import WFVAE
+
+SHOWN = 10  # messages about captions that were cut
 
 
 class ClipEncoder:
@@ -62,12 +64,14 @@ class CaptionEncoder:
                 f"text: the encoder's states are {self.encoder.width} wide, the transformer wants {width}; "
                 "use the text encoder the transformer is trained with"
             )
-        self.cut: list[str] = []  # a sentence for each caption longer than the encoder takes
+        self.num_cut = 0  # captions longer than the encoder takes
+        self.cut: list[str] = []  # a sentence for each of the first of them
 
     def __call__(self, captions: Sequence[str]) -> tuple:
         """States (B,L,E) float32 and which tokens are there (B,L), padded to the encoder's length."""
         ids, keep_BL, cut = tokenize(self.config, captions)
-        self.cut += cut
+        self.num_cut += len(cut)
+        self.cut += cut[: SHOWN - len(self.cut)]
         with runtime.inference():
             return runtime.to_numpy(self.encoder(ids, keep_BL)).astype(np.float32), keep_BL
 

@@ -1,9 +1,24 @@
-"""What ranks do together: averages that carry gradients, and agreement between their processes."""
+"""What ranks do together: averages that carry gradients, exchanges of tokens, and agreement between their
+processes.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from common.parallel import Mesh
+
+
+class Group(NamedTuple):
+    """Some ranks that talk among themselves, and which of them this one is."""
+
+    size: int = 1
+    rank: int = 0
+    handle: Any = None
+
+
+ALONE = Group()
 
 
 class Mean(nn.Module):
@@ -29,6 +44,60 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.forward(ctx, grad.contiguous())
 
 
+class Gather(nn.Module):
+    """Every rank's tensor, one after the other along the first dim; no gradient passes."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.new_empty((self.group.size * x.shape[0], *x.shape[1:]))
+        distributed.all_gather_into_tensor(whole, x.contiguous(), group=self.group.handle)
+        return whole
+
+
+class MeanPart(nn.Module):
+    """This rank's part, along the first dim, of the mean over all ranks; no gradient passes."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        part = x.new_empty((x.shape[0] // self.group.size, *x.shape[1:]))
+        distributed.reduce_scatter_tensor(part, x.contiguous(), group=self.group.handle)
+        return part / self.group.size
+
+
+class Exchange(nn.Module):
+    """Chunk i of the first dim goes to rank i, and comes back as chunk i of what rank i sends; gradients
+    take the same way home.
+    """
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _AllToAll.apply(x, self.group.handle)
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, handle: Any) -> Tensor:
+        ctx.handle = handle
+        swapped = torch.empty_like(x, memory_format=torch.contiguous_format)
+        distributed.all_to_all_single(swapped, x.contiguous(), group=handle)
+        return swapped
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        return _AllToAll.forward(ctx, grad, ctx.handle), None
+
+
 class Ranks:
     """The processes of a run."""
 
@@ -44,6 +113,18 @@ class Ranks:
         if mesh.size > 1:
             distributed.init_process_group("nccl" if device == "cuda" else "gloo")
         self.mean = Mean(mesh.size)
+
+    def everyone(self) -> Group:
+        """All ranks."""
+        return Group(self.size, self.rank, distributed.group.WORLD) if self.size > 1 else ALONE
+
+    def neighbours(self, size: int) -> Group:
+        """This rank's group where every `size` ranks in a row are one; all ranks must ask."""
+        if size == 1 or size == self.size:
+            return self.everyone() if size > 1 else ALONE
+        firsts = range(0, self.size, size)
+        groups = [distributed.new_group(list(range(first, first + size))) for first in firsts]
+        return Group(size, self.rank % size, groups[self.rank // size])
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

@@ -12,6 +12,7 @@ from common.training.loop import NotFinite
 from . import runtime
 from .optim import Accumulate, Apply, Step
 from .parallel import Ranks
+from .zero import sharding
 
 
 class Trained:
@@ -27,6 +28,7 @@ class Trained:
         ema_decay: float = 0.0,
         accumulate: int = 1,
         ema_warmup: bool = False,
+        zero: int = 0,
     ):
         """
         Args:
@@ -35,6 +37,7 @@ class Trained:
             ema_decay: of the moving average of the parameters; 0: none.
             accumulate: parts that the gradients of an update are summed over.
             ema_warmup: the average follows more closely at first (common.optim.warmed_ema_decay).
+            zero: what ranks share of the optimizer (zero.py).
         """
         self.loss: Any = loss
         self.params, self.config = dict(params), config
@@ -42,7 +45,8 @@ class Trained:
         self.scale = LossScale(dtype)
         self.updates = 0
         self.parts = accumulate
-        self.one_step = Step(loss, params, config, ranks.mean, ema_decay > 0)
+        self.shards = sharding(ranks, zero)
+        self.one_step = Step(loss, params, config, self.shards, ema_decay > 0)
         if accumulate > 1:
             self.accumulate = Accumulate(self.one_step, accumulate)
             self.apply = Apply(self.accumulate)
@@ -103,7 +107,8 @@ class Trained:
             values = {}
             for i, (start, stop) in enumerate(self.one_step.update.spans):
                 names = list(self.params)[start:stop]
-                values[i] = np.concatenate([state[f"{kind}.{name}"].reshape(-1) for name in names])
+                vector = np.concatenate([state[f"{kind}.{name}"].reshape(-1) for name in names])
+                values[i] = runtime.to_numpy(self.shards.part(runtime.to_tensor(vector)))
             runtime.overwrite(dict(enumerate(joined)), values)
         self.updates = int(state["updates"][0])
         self.scale.restore(state["loss_scale"])
@@ -118,7 +123,7 @@ class Trained:
         named, params = {}, list(self.params.items())
         for (start, stop), vector in zip(self.one_step.update.spans, joined, strict=False):
             ends = np.cumsum([np.prod(param.shape, dtype=int) for _, param in params[start:stop]])
-            parts = np.split(runtime.to_numpy(vector), ends[:-1])
+            parts = np.split(runtime.to_numpy(self.shards.whole(vector, int(ends[-1]))), ends[:-1])
             for (name, param), part in zip(params[start:stop], parts, strict=True):
                 named[name] = part.reshape(tuple(param.shape))
         return named

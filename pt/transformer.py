@@ -20,6 +20,7 @@ from . import ops
 from .attention import CrossAttention, SelfAttention
 from .kernels import kernel
 from .layers import LayerNorm, Linear
+from .sequence import Sequence
 
 NUM_TIME_FEATURES = 256
 
@@ -134,12 +135,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention and feed-forward modulated by the timestep, cross-attention between them not."""
 
-    def __init__(self, num_heads: int, head_dim: int, arrangement: str, stride: int, eps: float):
+    def __init__(self, num_heads: int, head_dim: int, arrangement: str, sequence: Sequence, eps: float):
         super().__init__()
         width = num_heads * head_dim
         self.scale_shift_table = ops.parameter((6, width))
         self.norm1 = LayerNorm(width, eps, False)
-        self.attn1 = SelfAttention(num_heads, head_dim, arrangement, stride)
+        self.attn1 = SelfAttention(num_heads, head_dim, arrangement, sequence)
         self.attn2 = CrossAttention(num_heads, head_dim)
         self.norm2 = LayerNorm(width, eps, False)
         self.ff = FeedForward(width)
@@ -168,12 +169,18 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Predicts noise, velocity or clean latents, as it was trained, from latents, timestep and text."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, sequence: Sequence | None = None):
+        """
+        Args:
+            sequence: how ranks share the tokens; none: this one has them all.
+        """
         super().__init__()
         width = config.width
         self.config = config
         self.plan = config.plan
         self.stride = config.skip_stride
+        self.sequence = sequence or Sequence(config.skip_stride)
+        self.moves = self.sequence.moves(config.plan)
         self.patch = config.patch_size
         self.pos_embed = PatchEmbed2D(config.in_channels, width, config.patch_size)
         self.adaln_single = AdaLayerNormSingle(width)
@@ -184,7 +191,7 @@ class Transformer(nn.Module):
                     config.num_attention_heads,
                     config.attention_head_dim,
                     arrangement,
-                    self.stride,
+                    self.sequence,
                     config.norm_eps,
                 )
                 for arrangement in config.plan
@@ -215,7 +222,8 @@ class Transformer(nn.Module):
         """
         B, C, T, H, W = x_BCTHW.shape
         x_SBF = to_native(frames_to_patches(x_BCTHW, self.patch), cos_S13P.shape[0], self.stride)
-        y_SBF = self.denoise(x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video)
+        y_sBF = self.denoise(x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video)
+        y_SBF = self.sequence.whole(y_sBF)
         num_tokens = T * (H // self.patch) * (W // self.patch)
         return patches_to_frames(to_raster(y_SBF, num_tokens, self.stride), T, H, W, self.patch)
 
@@ -229,22 +237,24 @@ class Transformer(nn.Module):
         sin_S13P: Tensor,
         keep_video: tuple | None,
     ) -> Tensor:
-        """The same for patches in native order; only their number is in the graph, not the size of frames."""
+        """The same for patches in native order; only their number is in the graph, not the size of frames.
+        Where ranks share a sequence, all are given the whole, and each returns its own tokens' prediction.
+        """
         modulation_6BE, embedded_BE = self.adaln_single(ops.cast_like(features_BF, self.scale_shift_table))
-        x_SBE = self.pos_embed(x_SBF)
+        x_SBE = self.pos_embed(self.sequence.share(x_SBF))
         for i, block in enumerate(self.transformer_blocks):
             keep = None if keep_video is None else arrangement_mask(keep_video, self.plan[i])
             x_SBE = block(
-                x_SBE,
+                self.sequence.move(x_SBE, self.moves[i]),
                 modulation_6BE,
                 text_kv[2 * i],
                 text_kv[2 * i + 1],
                 keep_text_B11L,
-                cos_S13P,
-                sin_S13P,
-                keep,
+                self.sequence.table(cos_S13P, self.plan[i]),
+                self.sequence.table(sin_S13P, self.plan[i]),
+                None if keep is None else self.sequence.keep(keep, self.plan[i]),
             )
-        return self.project_out(x_SBE, embedded_BE)
+        return self.project_out(self.sequence.move(x_SBE, self.moves[len(self.plan)]), embedded_BE)
 
     def project_out(self, x_SBE: Tensor, embedded_BE: Tensor) -> Tensor:
         """The final modulation and projection to patches (S,B,F), F being "(p q c)"."""

@@ -26,7 +26,7 @@ from common.video import read_video, write_video
 
 ATTRIBUTES = ("colour", "shape", "motion", "all")
 SHEET_CELL, SHEET_FRAMES, SHEET_COLUMNS = 96, 7, 2
-LINE = 15  # height of a line of text in pixels
+LINE, LETTER = 15, 6.58  # height of a line of text and mean width of a letter, in pixels
 Triple = tuple[str, str, str]
 Harm = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -74,21 +74,18 @@ def report(num_clips: int, size: int, num_frames: int, seed: int) -> str:
     heldout = np.arange(num_clips) % 2 == 1
     scenes = [clip_of(seed, index, bool(part))[0] for index, part in enumerate(heldout)]
     truth = np.array([scene.things[0].triple for scene in scenes])
-    rows = [f"| {num_clips} clips, {num_frames} x {size} x {size} | {' | '.join(ATTRIBUTES)} |"]
-    rows.append("|---" * (len(ATTRIBUTES) + 1) + "|")
-    confusions = []
+    rows = [heading(f"{num_clips} clips, {num_frames} x {size} x {size}")]
+    confused = []
     for name, harm in HARMS.items():
         read = np.array([_read(scene, num_frames, size, harm, seed, i) for i, scene in enumerate(scenes)])
-        rows.append(_row(name, read, truth))
+        rows.append(row(name, read, truth))
         if name == "as rendered":
-            rows.append(_row("as rendered, triples of training", read[~heldout], truth[~heldout]))
-            rows.append(_row("as rendered, held-out triples", read[heldout], truth[heldout]))
-            shuffled = _row("as rendered, truth shuffled", read, np.roll(truth, num_clips // 2 + 1, axis=0))
-        wrong = Counter((t, r) for pair in zip(truth, read) for t, r in zip(*pair) if t != r)
-        listed = ", ".join(f"{t} as {r} {count}x" for (t, r), count in wrong.most_common())
-        confusions.append(f"* {name}: {listed or 'none'}")
+            rows.append(row("as rendered, triples of training", read[~heldout], truth[~heldout]))
+            rows.append(row("as rendered, held-out triples", read[heldout], truth[heldout]))
+            shuffled = row("as rendered, truth shuffled", read, np.roll(truth, num_clips // 2 + 1, axis=0))
+        confused.append(f"* {name}: {confusions(read, truth)}")
     times = _times(scenes[:30], num_frames, size)
-    return "\n".join([*rows, shuffled, "", "Confusions:", *confusions, "", times])
+    return "\n".join([*rows, shuffled, "", "Confusions:", *confused, "", times])
 
 
 def _times(scenes: list[Scene], num_frames: int, size: int) -> str:
@@ -109,10 +106,26 @@ def _read(scene: Scene, num_frames: int, size: int, harm: Harm, seed: int, index
     return read_back(harm(frames_THWC, generator(seed + 1, index))).triple
 
 
-def _row(name: str, read: np.ndarray, truth: np.ndarray) -> str:
+def heading(corner: str) -> str:
+    """The first two lines of a Markdown table of accuracies."""
+    return f"| {corner} | {' | '.join(ATTRIBUTES)} |\n" + "|---" * (len(ATTRIBUTES) + 1) + "|"
+
+
+def row(name: str, read: np.ndarray, truth: np.ndarray) -> str:
+    """A line of that table."""
+    return f"| {name} | " + " | ".join(f"{100 * share:.1f} %" for share in accuracy(read, truth)) + " |"
+
+
+def accuracy(read: np.ndarray, truth: np.ndarray) -> list[float]:
+    """For triples (clips, 3) the shares that were read right, in the order of ATTRIBUTES."""
     right = read == truth
-    shares = [*right.mean(0), right.all(1).mean()]
-    return f"| {name} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |"
+    return [*right.mean(0).tolist(), float(right.all(1).mean())]
+
+
+def confusions(read: np.ndarray, truth: np.ndarray) -> str:
+    """What was read as what, the commonest first: "cross as square 5x, ring as ball 2x"; or "none"."""
+    wrong = Counter((t, r) for t, r in zip(truth.ravel(), read.ravel()) if t != r)
+    return ", ".join(f"{t} as {r} {count}x" for (t, r), count in wrong.most_common()) or "none"
 
 
 def _noised(frames_THWC: np.ndarray, rng: np.random.Generator, sigma: float, noise: float) -> np.ndarray:
@@ -146,20 +159,31 @@ HARMS: dict[str, Harm] = {
 
 def sheet(seed: int, num_clips: int = 24) -> np.ndarray:
     """Clips as strips of frames under their captions, one picture (H, W, 3)."""
-    strips = [_strip(*clip_of(seed, index, heldout=None, num_things=None)) for index in range(num_clips)]
-    columns = [np.concatenate(strips[column::SHEET_COLUMNS]) for column in range(SHEET_COLUMNS)]
+    clips = [clip_of(seed, index, heldout=None, num_things=None) for index in range(num_clips)]
+    return in_columns(
+        [strip(render(scene, SHEET_FRAMES, SHEET_CELL, SHEET_CELL), text) for scene, text in clips]
+    )
+
+
+def in_columns(strips: list[np.ndarray]) -> np.ndarray:
+    """Strips of one size row by row in columns, one picture (H, W, 3); a place left over is white."""
+    white = [np.full_like(strips[0], 255)] * (-len(strips) % SHEET_COLUMNS)
+    columns = [np.concatenate([*strips, *white][column::SHEET_COLUMNS]) for column in range(SHEET_COLUMNS)]
     return np.concatenate(columns, axis=1)
 
 
-def _strip(scene: Scene, text: str) -> np.ndarray:
-    frames_THWC = render(scene, SHEET_FRAMES, SHEET_CELL, SHEET_CELL)
+def strip(frames_THWC: np.ndarray, text: str, num_lines: int = 2) -> np.ndarray:
+    """Frames side by side under a text that fits into `num_lines` lines."""
+    frames_THWC = frames_THWC.copy()
     frames_THWC[:, :, -2:] = 255  # a gap between frames
-    strip = np.concatenate(list(frames_THWC), axis=1)
-    label = np.full((2 * LINE + 6, strip.shape[1], 3), 255, np.uint8)
-    for line, words in enumerate(reversed(textwrap.wrap(text, width=102))):
-        place = (4, LINE * (2 - line))
+    pictures = np.concatenate(list(frames_THWC), axis=1)
+    label = np.full((num_lines * LINE + 6, pictures.shape[1], 3), 255, np.uint8)
+    columns = int(pictures.shape[1] / LETTER)
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, columns)]
+    for line, words in enumerate(reversed(lines)):
+        place = (4, LINE * (num_lines - line))
         cv2.putText(label, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (20, 20, 20), 1, cv2.LINE_AA)
-    return np.concatenate([label, strip])
+    return np.concatenate([label, pictures])
 
 
 if __name__ == "__main__":

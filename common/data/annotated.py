@@ -112,7 +112,7 @@ class AnnotatedClips:
         return Bucket(int(chosen.num_frames[index]), int(chosen.height[index]), int(chosen.width[index]))
 
     def _item(self, index: int, stream: str) -> ClipItem:
-        return ClipItem(self.annotations.entry(int(index)), self._bucket(index), stream)
+        return ClipItem(self.annotations.entry(int(index)), self._bucket(index), stream, int(index))
 
 
 def _low_scores(config: T2VDataConfig, annotations: Annotations) -> np.ndarray:

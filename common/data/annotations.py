@@ -189,11 +189,11 @@ def read_annotations(source: str | Path, root: str | None = None) -> Annotations
 
 
 def annotation_files(source: str | Path | None) -> list[Path]:
-    """The file itself, or those that its lines name after it."""
+    """The file itself, or those that the lines of a `.txt` name."""
     if source is None:
         return []
     source = Path(source)
-    return [source] if source.suffix.lower() != ".txt" else [source, *(path for _, path in _listed(source))]
+    return [source] if source.suffix.lower() != ".txt" else [path for _, path in _listed(source)]
 
 
 def _listed(source: Path) -> Iterator[tuple[str, Path]]:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from common.checkpoint import read_safetensors
 from common.data.loader import Loader
 from common.encoding import NO_CAPTION, read_index
 from common.noise import generator, index_of
@@ -153,13 +152,22 @@ class StoredReader:
         self.folder = folder
 
     def __call__(self, place: Place) -> Stored:
-        file = _open(str(Path(self.folder) / place.file))
-        moments = file.get_tensor(f"{place.number}.moments").astype(np.float32)
+        moments = self._tensor(place.file, f"{place.number}.moments")
         if place.dropped:
-            text = read_safetensors(Path(self.folder) / NO_CAPTION)["text"]
+            text = self._tensor(NO_CAPTION, "text")
         else:
-            text = file.get_tensor(f"{place.number}.text")
-        return Stored(moments, text.astype(np.float32), f"{place.file} clip {place.number}")
+            text = self._tensor(place.file, f"{place.number}.text")
+        return Stored(moments, text, f"{place.file} clip {place.number}")
+
+    def _tensor(self, file: str, name: str) -> np.ndarray:
+        path = Path(self.folder) / file
+        try:
+            return _open(str(path)).get_tensor(name).astype(np.float32)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"encoded {path}: got {error}, wanted tensor {name}; copy the file again, or delete it and "
+                "run encode again"
+            ) from None
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

@@ -17,7 +17,8 @@ class GeneratedClips:
     def item(self, step: int, place: int) -> SceneItem:
         """One of the batch of all ranks together; the sizes take turns."""
         bucket = self.buckets[step % len(self.buckets)]
-        return SceneItem(bucket, f"scene {step * self.batch + place}")
+        number = step * self.batch + place
+        return SceneItem(bucket, f"scene {number}", number)
 
     def pad_to(self) -> Bucket | None:
         """Batches are of one size."""

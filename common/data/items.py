@@ -29,6 +29,7 @@ class ClipItem(NamedTuple):
     entry: Entry
     bucket: Bucket
     stream: str
+    number: int  # of the entry
 
 
 class SceneItem(NamedTuple):
@@ -36,6 +37,7 @@ class SceneItem(NamedTuple):
 
     bucket: Bucket
     stream: str
+    number: int
 
 
 class Defect(NamedTuple):
@@ -48,10 +50,11 @@ class Defect(NamedTuple):
 class Sample(NamedTuple):
     """One clip with its text; or what is wrong with it."""
 
-    name: str
+    name: str  # of the file: clips cut from one have the same
     x_CTHW: np.ndarray | None
     caption: str = ""
     defect: Defect | None = None
+    number: int = -1  # no other clip has this one
 
 
 class OtherSizeError(ValueError):
@@ -78,7 +81,7 @@ class T2VReader:
             return Sample(path, None, defect=Defect(TOO_SHORT, str(error)))
         except (ValueError, OSError) as error:
             return Sample(path, None, defect=Defect(UNDECODABLE, str(error)))
-        return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng))
+        return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng), number=item.number)
 
     def _draw(self, item: SceneItem, rng: np.random.Generator) -> Sample:
         from common.data.drawing import render
@@ -86,9 +89,8 @@ class T2VReader:
 
         scene = draw_scene(rng, heldout=False)
         sentence = caption(scene, rng)
-        return Sample(
-            item.stream, to_model(render(scene, *item.bucket))[0], self._text([sentence], item, rng)
-        )
+        x_CTHW = to_model(render(scene, *item.bucket))[0]
+        return Sample(item.stream, x_CTHW, self._text([sentence], item, rng), number=item.number)
 
     def _text(self, captions: Sequence[str], item: ClipItem | SceneItem, rng: np.random.Generator) -> str:
         kind = "image" if item.bucket.num_frames == 1 else "video"

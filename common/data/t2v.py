@@ -27,8 +27,18 @@ MAX_NAMED = 10  # clips named in a message
 class T2VLoader:
     """Batches for one rank. In a step all ranks have clips of one size; rank r of P has every P-th."""
 
-    def __init__(self, config: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh = ONE_PROCESS):
+    def __init__(
+        self,
+        config: T2VDataConfig,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh = ONE_PROCESS,
+        substitute: bool = True,
+    ):
         """Scan the annotations.
+
+        Args:
+            substitute: another clip takes the place of a broken one; False: it stays empty.
 
         Raises:
             ValueError: a file is missing or of another format, or no clip is left.
@@ -36,6 +46,7 @@ class T2VLoader:
         if batch_size < 1:
             raise ValueError(f"data: got batch_size={batch_size}, wanted 1 or more")
         self.config, self.batch_size, self.mesh = config, batch_size, mesh
+        self.substitute = substitute
         batch = batch_size * mesh.size
         self.source = (
             GeneratedClips(config, batch) if config.generated else AnnotatedClips(config, batch, seed)
@@ -55,8 +66,8 @@ class T2VLoader:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """(step, batch) for each step before `stop_step`; None: endlessly.
 
-        A batch has `x_BCTHW` (float32 in [-1, 1]), `captions` and `names` (lists), and `keep_BTHW`: which
-        latent cells hold video, or None where all do.
+        A batch has `x_BCTHW` (float32 in [-1, 1]), `captions`, `names` and `numbers` (lists; a number is that
+        of one clip), and `keep_BTHW`: which latent cells hold video, or None where all do.
 
         Raises:
             ValueError: more than `max_bad_share` of the clips tried so far are broken.
@@ -65,7 +76,10 @@ class T2VLoader:
         loader = Loader(self.plan, self.reader, self.config.workers, self.config.prefetch)
         with closing(loader.batches(start_step, stop_step)) as batches:
             for step, samples in batches:
-                yield step, self._batch([self._accept(step, *pair) for pair in zip(self._places, samples)])
+                tried = [self._accept(step, *pair) for pair in zip(self._places, samples)]
+                accepted = [sample for sample in tried if sample is not None]
+                if accepted:
+                    yield step, self._batch(accepted)
 
     def plan(self, step: int) -> list[ClipItem | SceneItem]:
         """This rank's items of a step."""
@@ -89,16 +103,19 @@ class T2VLoader:
             "captions": [sample.caption for sample in samples],
             "keep_BTHW": None if keep_BTHW is None or keep_BTHW.all() else keep_BTHW,
             "names": [sample.name for sample in samples],
+            "numbers": [sample.number for sample in samples],
         }
 
-    def _accept(self, step: int, place: int, sample: Sample) -> Sample:
-        """The sample, or for a broken one another of its bucket; broken ones are counted."""
+    def _accept(self, step: int, place: int, sample: Sample) -> Sample | None:
+        """The sample, or for a broken one another of its bucket, or none; broken ones are counted."""
         for attempt in range(MAX_TRIES):
             self._tried.add(sample.name)
             if sample.defect is None:
                 return sample
             self.broken[sample.name] = sample.defect
             self._check_share()
+            if not self.substitute:
+                return None
             assert isinstance(self.source, AnnotatedClips)
             sample = self.reader(self.source.substitute(step, place, attempt))
         raise ValueError(self._too_many(f"fewer than {MAX_TRIES} in a row"))

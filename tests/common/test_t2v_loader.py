@@ -236,6 +236,20 @@ def test_broken_files_are_replaced_and_named(folder):
     assert_equal(again, {step: seen[step] for step in again})
 
 
+def test_the_place_of_a_broken_file_stays_empty_if_wanted(folder):
+    """A broken clip that is alone in its bucket has no substitute."""
+    (folder / "broken.png").write_bytes(b"nonsense")
+    entries = [*clip_entries(), entry("broken.png", (1, 96, 64))]
+    kept = config(folder, entries, min_bucket_batches=0, max_bad_share=0.1)
+    loader = T2VLoader(kept, 2, seed=0, substitute=False)
+    seen = dict(loader.batches(0, loader.report().steps_per_epoch))
+    assert len(seen) == loader.report().steps_per_epoch - 1
+    assert {number for batch in seen.values() for number in batch["numbers"]} == set(range(11))
+    assert "1 undecodable" in loader.summary()
+    with pytest.raises(ValueError, match="in a row"):
+        batches(kept, stop=loader.report().steps_per_epoch)
+
+
 def test_many_broken_files_stop_the_run(folder):
     bad = [entry(f"missing{i}.mp4", LONG) for i in range(4)]
     with pytest.raises(ValueError, match=r"at most 1.0% \(max_bad_share\)"):

@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command(tree, module, config, *overrides, ranks=1, logs=None):
     """The command line that trains, through the tree's own launcher when there are several ranks."""
-    arguments = ["-m", f"{tree}.{module}", str(config), *overrides]
+    return launch(tree, ["-m", f"{tree}.{module}", str(config), *overrides], ranks, logs)
+
+
+def launch(tree, arguments, ranks, logs):
+    """The command line that runs Python with these arguments on each rank."""
     if ranks == 1:
         return [sys.executable, *arguments]
     if tree == "pt":

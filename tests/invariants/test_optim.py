@@ -19,7 +19,7 @@ def updated(tree, steps, spoil=None, joined=200):
     params = {name: tree.ops.parameter(shape) for name, shape in SHAPES.items()}
     tree.runtime.overwrite(params, arrays(0))
     before, tree.optim.MAX_PARAMETERS = tree.optim.MAX_PARAMETERS, joined
-    update = tree.optim.Update(params, CONFIG, tree.parallel.Mean(1), True)
+    update = tree.optim.Update(params, CONFIG, tree.zero.Replicated(tree.parallel.Mean(1)), True)
     tree.optim.MAX_PARAMETERS = before
     norms = []
     for step in range(1, steps + 1):

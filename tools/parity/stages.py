@@ -141,7 +141,13 @@ def run_block(lab: Lab, record: Recorder) -> None:
         record.draw("angles", (S, 1, 3, config.attention_head_dim // 6)),
     )
     for arrangement in (FULL, SINGLE, GROUP):
-        sizes = (config.num_attention_heads, config.attention_head_dim, arrangement, K, config.norm_eps)
+        sizes = (
+            config.num_attention_heads,
+            config.attention_head_dim,
+            arrangement,
+            tree.sequence.Sequence(K),
+            config.norm_eps,
+        )
         block = lab.randomize(tree.transformer.Block(*sizes))
         scope = Recorder(f"block/{arrangement}", lab.config.seed)
         inputs = [

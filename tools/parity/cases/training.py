@@ -42,7 +42,7 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
     )
     loss = tree.diffusion_loss.DiffusionLoss(model)
     params = tree.runtime.trainable(model)
-    step = tree.optim.Step(loss, params, optimizer, tree.parallel.Mean(1), True)
+    step = tree.optim.Step(loss, params, optimizer, tree.zero.Replicated(tree.parallel.Mean(1)), True)
     noises = iter(case.numbered("noise"))
     results: dict[str, Any] = {"alphas_cumprod": alphas_cumprod(diffusion.schedule)}
     for index in range(record["steps"]):

@@ -130,7 +130,7 @@ def run_block(tree: Tree, case: Case) -> Arrays:
     spec, given = case.record["config"], case.inputs
     heads, head_dim, stride = spec["num_attention_heads"], spec["attention_head_dim"], spec["sparse_n"]
     arrangement = "full" if not spec["sparse1d"] else GROUP if spec["sparse_group"] else SINGLE
-    block = tree.transformer.Block(heads, head_dim, arrangement, stride, 1e-6)
+    block = tree.transformer.Block(heads, head_dim, arrangement, tree.sequence.Sequence(stride), 1e-6)
     tree.load(block, case.weights, case.name)
     x, text = given["hidden_states"], given["encoder_hidden_states"]
     S, B, _ = x.shape

@@ -75,7 +75,7 @@ def run_generator_phase(
     optimizer = OptimConfig(
         lr=case.record["config"]["optimizer_lr"] or 1e-3, weight_decay=1e-4, max_grad_norm=1e30
     )
-    step = tree.optim.Step(loss, params, optimizer, tree.parallel.Mean(1), False)
+    step = tree.optim.Step(loss, params, optimizer, tree.zero.Replicated(tree.parallel.Mean(1)), False)
     fake = tree.numpy(vae(x, noise))[0]
     results = {"recon": fake}
     values, grads = tree.runtime.compiled(step.gradients, loss)(x, noise, tree.tensor(disc_factor), one)
@@ -114,7 +114,7 @@ def run_discriminator_phase(
 
     params = tree.runtime.trainable(discriminator)
     optimizer = OptimConfig(lr=case.record["config"]["optimizer_lr"] or 1e-3, weight_decay=0.01)
-    step = tree.optim.Step(loss, params, optimizer, tree.parallel.Mean(1), False)
+    step = tree.optim.Step(loss, params, optimizer, tree.zero.Replicated(tree.parallel.Mean(1)), False)
     values, grads = tree.runtime.compiled(step.gradients, loss)(real, fake, tree.tensor(disc_factor), one)
     results |= logged(tree, loss, values[1])
     results["loss"] = results["log.disc_loss"]

@@ -1,0 +1,104 @@
+"""What a cache of latents and text states belongs to: one VAE, one text encoder, one selection of clips.
+
+A hash of each is kept, and a cache made with others is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import weight_files
+from .data.annotations import annotation_files
+from .data.t2v_config import T2VDataConfig
+from .runs import ModelSource
+from .text import TOKENIZER_FILES, TextConfig, model_dir
+
+# keys of the data section that do not change what a clip or its caption is; files are known by their content
+UNBOUND = (
+    "annotations",
+    "root",
+    "encoded",
+    "group",
+    "min_bucket_batches",
+    "token_multiple",
+    "drop_caption_ratio",
+    "stock_caption_ratio",
+    "workers",
+    "prefetch",
+    "max_bad_share",
+)
+REMEDY = "encode the clips anew into another folder, or use what the cache was made with"
+
+
+def fingerprint(vae: ModelSource, text: TextConfig, data: T2VDataConfig) -> dict[str, str]:
+    """A hash of each thing that decides what a cache holds."""
+    settings = text.model_dump(exclude={"path", "dtype"})
+    clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
+    return {
+        "vae": _hash_of_model(vae),
+        "text": _hash([settings, *_digests(_encoder_files(text))]),
+        "data": _hash([clips, *_digests(annotation_files(data.annotations))]),
+    }
+
+
+def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
+    """Refuse a cache made with something else.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    what = {
+        "vae": "another VAE",
+        "text": "another text encoder or max_length",
+        "data": "other clips: annotations, sizes, lengths or captions",
+        "order": f"{made_with.get('order')}, not {wanted.get('order')}",
+    }
+    wrong = [what[key] for key in wanted if made_with.get(key) != wanted[key]]
+    if wrong:
+        raise ValueError(f"encoded {folder}: it was made with {' and '.join(wrong)}; {REMEDY}")
+
+
+def _hash_of_model(source: ModelSource) -> str:
+    if source.path is None:
+        return _hash([source.model_dump()])
+    files = [Path(source.path) / "config.json", *weight_files(source.path)]
+    return _hash([source.overrides, *_digests(files)])
+
+
+def _encoder_files(text: TextConfig) -> list[Path]:
+    """What decides the text states: neither a README nor weights in other formats."""
+    return sorted(
+        path
+        for path in model_dir(text).iterdir()
+        if path.suffix in (".json", ".safetensors") or path.name in TOKENIZER_FILES
+    )
+
+
+def _digests(paths: Iterable[Path]) -> Iterator[bytes]:
+    """That of each file's content: where they lie does not matter."""
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"encoded clips: {path} is missing, wanted it to tell whether they were made with it; "
+                "correct its path in the config"
+            )
+        state = path.stat()
+        yield _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, size: int, mtime_ns: int) -> bytes:
+    """Weights are large: a run that asks again has the answer at once."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _hash(parts: Iterable[Any]) -> str:
+    """One hash of digests and of values that JSON can tell."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+    return total.hexdigest()

@@ -1,0 +1,78 @@
+"""How ranks share the optimizer's work and memory (ZeRO, arXiv:1910.02054), on the long vectors that
+parameters are joined to.
+
+Stage 0 keeps everything on every rank. Stage 1 cuts moments, averages and the update into a part for each
+rank; stage 2 cuts the sums of gradients that accumulate as well.
+"""
+
+from mindspore import Tensor, nn
+
+from . import ops
+from .parallel import Gather, Mean, MeanPart, Ranks
+
+
+class Replicated(nn.Cell):
+    """Stage 0: every rank does the same update of everything."""
+
+    stage = 0
+
+    def __init__(self, mean: Mean):
+        super().__init__(auto_prefix=False)
+        self.mean = mean
+
+    def mean_part(self, x: Tensor) -> Tensor:
+        """What this rank updates of the mean over ranks of a vector."""
+        return self.mean(x)
+
+    def part(self, x: Tensor) -> Tensor:
+        """What this rank updates of a vector that is the same on all."""
+        return x
+
+    def whole(self, part: Tensor, length: int) -> Tensor:
+        """The vector of so many elements, from all ranks' parts."""
+        return part
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over parts of a number."""
+        return x
+
+
+class Sharded(nn.Cell):
+    """Stages 1 and 2: every rank updates its part, and all of them exchange the result."""
+
+    def __init__(self, ranks: Ranks, stage: int):
+        super().__init__(auto_prefix=False)
+        group = ranks.everyone()
+        self.stage = stage
+        self.size, self.rank = group.size, group.rank
+        self.mean = Mean(group.size)
+        self.scatter = MeanPart(group)
+        self.gather = Gather(group)
+
+    def mean_part(self, x: Tensor) -> Tensor:
+        """What this rank updates of the mean over ranks of a vector."""
+        return self.scatter(self.padded(x))
+
+    def part(self, x: Tensor) -> Tensor:
+        """What this rank updates of a vector that is the same on all."""
+        x = self.padded(x)
+        length = x.shape[0] // self.size
+        return x[self.rank * length : (self.rank + 1) * length]
+
+    def whole(self, part: Tensor, length: int) -> Tensor:
+        """The vector of so many elements, from all ranks' parts."""
+        return self.gather(part)[:length]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over parts of a number."""
+        return self.mean(x) * self.size
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Filled up with zeros to equal parts."""
+        missing = -x.shape[0] % self.size
+        return ops.cat((x, ops.zeros((missing,), x)), 0) if missing else x
+
+
+def sharding(ranks: Ranks, stage: int) -> Replicated | Sharded:
+    """For a stage, which is 0 where there is one rank."""
+    return Sharded(ranks, stage) if stage and ranks.size > 1 else Replicated(ranks.mean)

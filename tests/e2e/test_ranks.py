@@ -1,0 +1,103 @@
+"""Any way of sharing the work gives what one rank computes: losses, gradients, parameters, optimizer state."""
+
+import numpy as np
+import pytest
+
+from common.checkpoint import read_safetensors
+from tests.conftest import available
+from tests.tiny import tiny_transformer_config, tiny_vae_config
+
+from .training import as_vector, launch, run, write_config
+
+pytestmark = pytest.mark.slow
+WORKER = "tests/e2e/ranks_worker.py"
+CASES = {
+    1: {"whole": "", "parts": "accumulate=2"},
+    2: {
+        "data": "",
+        "zero1": "parallel.zero=1",
+        "zero2-parts": "parallel.zero=2,accumulate=2",
+        "skiparse": "parallel.sequence=2",
+        "ulysses": "parallel.sequence=2,parallel.kind=ulysses",
+    },
+    4: {
+        "skiparse": "parallel.sequence=4",
+        "data-skiparse-zero1": "parallel.sequence=2,parallel.zero=1",
+    },
+}
+
+
+def settings():
+    model = tiny_transformer_config(
+        num_attention_heads=4,
+        cross_attention_dim=48,
+        num_layers=4,
+        num_dense_ends=1,
+        sparse_n=4,
+        caption_channels=384,
+    )
+    return {
+        "transformer": {"config": model.model_dump(mode="json"), "random_seed": 1},
+        "vae": {"config": tiny_vae_config(use_attention=False).model_dump(mode="json"), "random_seed": 2},
+        "text": {"kind": "minilm", "max_length": 32},
+        # 16 tokens, and 8 that are padded to 16: with and without masks
+        "data": {"generated": True, "generated_sizes": [[5, 32, 64], [1, 32, 64]], "workers": 0},
+        "global_batch_size": 4,
+        "optimizer": {"lr": 1e-3, "max_grad_norm": 0.5},
+        "ema_decay": 0.9,
+        "seed": 5,
+        "device": "cpu",
+        "loop": {"steps": 5},
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a tree computes on a number of ranks, by the case's name; made when first asked for."""
+    folder, made = tmp_path_factory.mktemp("ranks"), {}
+    config = write_config(folder / "run.yaml", settings())
+
+    def train(tree, ranks):
+        if (tree, ranks) not in made:
+            output = folder / f"{tree}{ranks}"
+            output.mkdir()
+            cases = [f"{name}:{overrides}" for name, overrides in CASES[ranks].items()]
+            line = launch(tree, [WORKER, tree, str(config), str(output), *cases], ranks, folder / "logs")
+            run(line)
+            made[tree, ranks] = {
+                name: read_safetensors(output / f"{name}.safetensors") for name in CASES[ranks]
+            }
+        return made[tree, ranks]
+
+    return train
+
+
+def check(found, wanted):
+    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], wanted["grad_norm"], rtol=1e-4)
+    assert found.keys() == wanted.keys()
+    for kind in ("param.", "mean.", "var.", "average."):
+        ours, theirs = as_vector(found, f"state.{kind}"), as_vector(wanted, f"state.{kind}")
+        assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max(), kind
+        assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs), kind
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+def test_any_number_of_ranks_equals_one(name, ranks, trained):
+    wanted = trained(name, 1)["whole"]
+    for found in trained(name, ranks).values():
+        check(found, wanted)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+def test_parts_equal_the_whole_batch(name, trained):
+    check(trained(name, 1)["parts"], trained(name, 1)["whole"])
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+def test_both_trees_train_alike(trained):
+    if not (available("ms") and available("pt")):
+        pytest.skip("needs both frameworks")
+    check(trained("ms", 1)["whole"], trained("pt", 1)["whole"])
