@@ -24,6 +24,7 @@ from .optim import OptimConfig
 from .parallel import Mesh
 from .rope import timestep_features
 from .runs import Device, DType, ModelSource, SamplerConfig
+from .sharing import Kind, describe_traffic
 from .skiparse import padded_length, to_patches
 from .text import TextConfig
 from .training.loop import LoopConfig
@@ -60,7 +61,7 @@ class ParallelConfig(Config):
     """How ranks share the work. What is left after `sequence` is data parallel."""
 
     sequence: int = Field(default=1, ge=1)  # ranks in a row that share the tokens of their samples
-    kind: Literal["skiparse", "ulysses"] = "skiparse"  # how they share them (sequence.py)
+    kind: Kind = "skiparse"  # how they share them (common/sharing.py)
     zero: Literal[0, 1, 2] = 0  # 1: ranks share the optimizer's state; 2: accumulated gradients too
 
 
@@ -214,11 +215,18 @@ def timesteps_for(
     return draw_timesteps(config, seed, step, batch)[list(places)]
 
 
-def announce(model: TransformerConfig, tokens: Sequence[int]) -> str:
-    """How many graphs a run compiles: one per number of tokens.
+def announce(config: T2VTrainConfig, model: TransformerConfig, tokens: Sequence[int], batch: int) -> str:
+    """How many graphs a run compiles, one per number of tokens; and what ranks send each other.
 
     Args:
         tokens: of a clip of each bucket.
+        batch: samples that share a forward pass.
     """
     lengths = {padded_length(count, model.skip_stride) for count in tokens}
-    return f"{len(tokens)} buckets, {len(lengths)} graphs"
+    lines = [f"{len(tokens)} buckets, {len(lengths)} graphs"]
+    parallel = config.parallel
+    if parallel.sequence > 1:
+        bytes_each = 4 if config.dtype == "float32" else 2
+        sizes = (parallel.sequence, max(lengths), batch, bytes_each)
+        lines.append(describe_traffic(model, parallel.kind, *sizes))
+    return "\n".join(lines)

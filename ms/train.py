@@ -209,7 +209,8 @@ def train(config: T2VTrainConfig) -> None:
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
         print(report)
         print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")
-        print(announce(task.model_config, [bucket.tokens_per_clip for bucket in report.buckets]))
+        tokens = [bucket.tokens_per_clip for bucket in report.buckets]
+        print(announce(config, task.model_config, tokens, per_rank // config.accumulate))
     outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
     if ranks.rank == 0:
         print(loader.summary())

@@ -20,13 +20,14 @@ from common.models import (
 )
 from common.noise import fresh_weights, initial_weights
 from common.runs import ModelSource
+from common.sharing import Kind, check_sharing
 
 from . import runtime
 from .discriminator import Discriminator
 from .i3d import I3D
 from .lpips import LPIPS
 from .parallel import ALONE, Group, Mean
-from .sequence import Sequence, check_sequence
+from .sequence import Sequence
 from .transformer import Transformer
 from .vae import WFVAE
 
@@ -39,7 +40,7 @@ def load_transformer(
     dtype: str,
     device: str,
     fresh: bool = False,
-    kind: str = "skiparse",
+    kind: Kind = "skiparse",
     group: Group = ALONE,
 ) -> Transformer:
     """The denoiser, ready for inference.
@@ -48,7 +49,7 @@ def load_transformer(
         fresh: random weights are such as training starts from.
         kind, group: how ranks share its tokens, and which ones (sequence.py).
     """
-    check_sequence(kind, group.size, config.skip_stride, config.num_attention_heads)
+    check_sharing(kind, group.size, config)
 
     def build(config: TransformerConfig) -> Transformer:
         return Transformer(config, Sequence(config.skip_stride, kind, group))

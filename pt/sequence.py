@@ -1,14 +1,12 @@
-"""A sequence of tokens shared by several ranks (DESIGN: sequence parallelism in the native order).
-
-Tokens lie in the order (m, n, j). Shared by m, a rank has a contiguous part, and group blocks are local;
-shared by j, single blocks are. Between the two lies one exchange of one tensor. Where a block attends to
-everything, ranks exchange tokens for heads (Ulysses, arXiv:2309.14509): four tensors, q, k, v and the result.
+"""A sequence of tokens shared by several ranks, in the order of common/sharing.py.
 
 Shapes: S tokens of all ranks, s of this one, B batch, E width, K skip stride, P ranks.
 """
 
 from torch import Tensor, nn
 
+from common import sharing
+from common.sharing import TO_J, TO_M
 from common.skiparse import FULL, SINGLE
 
 from .parallel import ALONE, Exchange, Gather, Group
@@ -22,7 +20,7 @@ class Sequence(nn.Module):
             block, for P that divide the number of heads.
     """
 
-    def __init__(self, stride: int, kind: str = "skiparse", group: Group = ALONE):
+    def __init__(self, stride: int, kind: sharing.Kind = "skiparse", group: Group = ALONE):
         super().__init__()
         self.stride = stride
         self.kind = kind
@@ -34,26 +32,21 @@ class Sequence(nn.Module):
 
     def to_heads_in(self, arrangement: str) -> bool:
         """Whether a block of this arrangement exchanges tokens for heads."""
-        return self.size > 1 and not (self.skips and arrangement != FULL)
+        return sharing.to_heads(arrangement, self.kind, self.size)
 
     def local_stride(self, arrangement: str) -> int:
         """K of the view that a block's attention takes: of the rank's own m, or j."""
         return self.stride // self.size if self.skips and arrangement != FULL else self.stride
 
     def moves(self, plan: tuple) -> tuple:
-        """Before each block, and after the last: "to_j", "to_m", or "" where tokens stay."""
-        moves, shared_by = [], "m"
-        for arrangement in (*plan, FULL):
-            wanted = "j" if self.skips and arrangement == SINGLE else "m"
-            moves.append("" if wanted == shared_by else f"to_{wanted}")
-            shared_by = wanted
-        return tuple(moves)
+        """How tokens move before each block, and after the last."""
+        return sharing.moves(plan, self.kind, self.size)
 
     def move(self, x_sBE: Tensor, how: str) -> Tensor:
         """Change what the tokens are shared by."""
-        if how == "to_j":
+        if how == TO_J:
             return self.to_j(x_sBE)
-        if how == "to_m":
+        if how == TO_M:
             return self.to_m(x_sBE)
         return x_sBE
 
@@ -111,21 +104,3 @@ class Sequence(nn.Module):
             rows = keep.shape[0] // self.size
             return keep[self.rank * rows : (self.rank + 1) * rows]
         return keep
-
-
-def check_sequence(kind: str, size: int, stride: int, num_heads: int) -> None:
-    """Refuse what cannot be shared before anything is built.
-
-    Raises:
-        ValueError: P does not divide K, or the heads.
-    """
-    if kind == "skiparse" and stride % size:
-        raise ValueError(
-            f"parallel.sequence: got {size} ranks, wanted a divisor of the skip stride {stride} (sparse_n); "
-            "more ranks can share by parallel.kind=ulysses, or take other samples (data parallel)"
-        )
-    if num_heads % size:
-        raise ValueError(
-            f"parallel.sequence: got {size} ranks, wanted a divisor of {num_heads} attention heads: "
-            "blocks that attend to everything exchange tokens for heads"
-        )

@@ -62,7 +62,11 @@ def run(tree, command, config, *overrides, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [command, config, *overrides])
     code = 0
     try:
-        config_class = {"sample": "SampleConfig", "reconstruct": "ReconstructConfig"}[command]
+        config_class = {
+            "sample": "SampleConfig",
+            "reconstruct": "ReconstructConfig",
+            "encode": "EncodeConfig",
+        }[command]
         module.cli.main(getattr(module, config_class), getattr(module, command), module.USAGE)
     except SystemExit as stop:
         code = stop.code

@@ -1,4 +1,4 @@
-"""One tree alone: with the other tree's framework blocked, everything imports and a video comes out."""
+"""One tree alone: with the other tree's framework blocked, everything imports and the command lines run."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.e2e import test_command_lines as lines
+from tests.e2e import test_encode
 from tools.mirror import ROOT, files
 
 ONLY = os.environ.get("TREE_ONLY", "")
@@ -26,13 +27,15 @@ def test_every_module_imports(name):
 
 
 @lines.needs_encoder
-@pytest.mark.parametrize("command", ["sample", "reconstruct"])
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "encode"])
 def test_a_command_line_runs(command, tmp_path, monkeypatch, capsys):
     from tools.parity.tree import Tree
 
     tree = Tree(ONLY)
     if command == "sample":
         settings = lines.sample_settings(tmp_path)
+    elif command == "encode":
+        settings = test_encode.settings(tmp_path / "cache")
     else:
         clip = tmp_path / "clip.mp4"
         lines.write_video(clip, lines.np.full((9, 48, 64, 3), 100, lines.np.uint8), 8)
