@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from .config import Config, build
 from .fvd import MIN_FRAMES
 from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
+from .parallel import Mesh
 from .samplers import Prediction, SamplerTable, sampler_table
 from .schedules import ScheduleConfig, Spacing
+from .sharing import Kind
 from .text import TextConfig
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -79,6 +81,23 @@ class SamplerConfig(Config):
         )
 
 
+class SequenceConfig(Config):
+    """How ranks share the tokens of one video."""
+
+    sequence: int = Field(default=1, ge=1)  # ranks in a row that share a sequence
+    kind: Kind = "skiparse"  # how they share it (common/sharing.py)
+
+    def samples_mesh(self, mesh: Mesh) -> Mesh:
+        """Which share of the samples a rank has: those that share a sequence have the same.
+
+        Raises:
+            ValueError: the ranks do not divide.
+        """
+        if mesh.size % self.sequence:
+            raise ValueError(f"parallel.sequence: got {self.sequence}, wanted a divisor of {mesh.size} ranks")
+        return Mesh(mesh.rank // self.sequence, mesh.size // self.sequence, mesh.local_rank)
+
+
 class SampleConfig(Config):
     """`python -m ms.sample` / `python -m pt.sample`: videos (or, with one frame, images) from prompts."""
 
@@ -96,6 +115,7 @@ class SampleConfig(Config):
     num_samples: int = Field(default=1, ge=1)  # per prompt
     batch_size: int = Field(default=1, ge=1)  # videos denoised together
     seed: int = Field(default=0, ge=0)  # video i uses seed + i
+    parallel: SequenceConfig = SequenceConfig()
     device: Device = "auto"
     dtype: DType = "float32"  # of the transformer; latents stay in float32
     vae_dtype: DType = "float32"

@@ -23,8 +23,8 @@ from .noise import index_of, normal
 from .optim import OptimConfig
 from .parallel import Mesh
 from .rope import timestep_features
-from .runs import Device, DType, ModelSource, SamplerConfig
-from .sharing import Kind, describe_traffic
+from .runs import Device, DType, ModelSource, SamplerConfig, SequenceConfig
+from .sharing import describe_traffic
 from .skiparse import padded_length, to_patches
 from .text import TextConfig
 from .training.loop import LoopConfig
@@ -57,11 +57,9 @@ class T2VValidationConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
 
 
-class ParallelConfig(Config):
+class ParallelConfig(SequenceConfig):
     """How ranks share the work. What is left after `sequence` is data parallel."""
 
-    sequence: int = Field(default=1, ge=1)  # ranks in a row that share the tokens of their samples
-    kind: Kind = "skiparse"  # how they share them (common/sharing.py)
     zero: Literal[0, 1, 2] = 0  # 1: ranks share the optimizer's state; 2: accumulated gradients too
 
 
@@ -103,17 +101,13 @@ class T2VTrainConfig(Config):
         Raises:
             ValueError: ranks or batch do not divide.
         """
-        if mesh.size % self.parallel.sequence:
+        own = self.parallel.samples_mesh(mesh)
+        if self.global_batch_size % (own.size * self.accumulate):
             raise ValueError(
-                f"parallel.sequence: got {self.parallel.sequence}, wanted a divisor of {mesh.size} ranks"
-            )
-        shares = mesh.size // self.parallel.sequence
-        if self.global_batch_size % (shares * self.accumulate):
-            raise ValueError(
-                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {shares} "
+                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {own.size} "
                 f"(data parallel) x accumulate={self.accumulate}"
             )
-        return Mesh(mesh.rank // self.parallel.sequence, shares, mesh.local_rank)
+        return own
 
 
 class Samples(NamedTuple):

@@ -17,6 +17,7 @@ from common.text import tokenize
 
 from . import runtime
 from .loading import load_transformer, load_vae
+from .parallel import ALONE, Ranks
 from .pipeline import LatentSampler, decode, seeded_noise
 from .text import TextEncoder
 
@@ -36,12 +37,23 @@ def sample(config: SampleConfig) -> None:
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
     latent_thw = latent_size(config, vae_config, transformer_config)
     table = config.sampler.table()
+    samples_mesh = config.parallel.samples_mesh(mesh)
     folder = cli.prepare_folder(config.output)
-    jobs = mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
+    group = ALONE
+    if config.parallel.sequence > 1:
+        group = Ranks(mesh, device).neighbours(config.parallel.sequence)
+    jobs = samples_mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
     watch = cli.Stopwatch()
 
     with watch.stage("load"):
-        transformer = load_transformer(config.transformer, transformer_config, config.dtype, device)
+        transformer = load_transformer(
+            config.transformer,
+            transformer_config,
+            config.dtype,
+            device,
+            kind=config.parallel.kind,
+            group=group,
+        )
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
         guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
         sampler = LatentSampler(transformer, table, *guidance, config.dtype)
@@ -52,6 +64,8 @@ def sample(config: SampleConfig) -> None:
         shape = (len(batch), transformer_config.in_channels, *latent_thw)
         with watch.stage("denoise"):
             latents = draw(sampler, text, shape, batch, mesh.rank == 0)
+        if group.rank > 0:  # the first of those that share a sequence writes
+            continue
         with watch.stage("decode"):
             pixels = decode(vae, latents, config.vae_chunk_frames)
         latents = runtime.to_numpy(latents)

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from common.captions import NEGATIVE_PROMPT, PROMPT_TEMPLATE
 from common.config import Config, build, load
+from common.encoding import EncodeConfig
 from common.models import TransformerConfig, VAEConfig
 from common.runs import EvaluateVAEConfig, ReconstructConfig, SampleConfig
+from common.t2v_training import T2VTrainConfig
 from common.vae_training import VAETrainConfig
 from tools.parity.plan import DumpConfig
 
@@ -150,10 +152,11 @@ def test_presets_load_and_say_how_to_run_them(path):
         "reconstruct": ReconstructConfig,
         "evaluate": EvaluateVAEConfig,
         "parity": DumpConfig,
-        "train": VAETrainConfig,
+        "encode": EncodeConfig,
+        "train_vae": VAETrainConfig,
+        "train": T2VTrainConfig,
     }
-    kind = kinds[path.stem.split("_")[0]]
-    load(kind, path)
+    load(next(kind for name, kind in kinds.items() if path.stem.startswith(name)), path)
     head = path.read_text().split("\n\n")[0]
     for word in ("command:", "hardware:", "result:"):
         assert word in head, f"{path.name} does not open with its {word}"

@@ -9,7 +9,7 @@ from tests.conftest import available
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
 from .ranks_worker import LATENT_THW, PLAN
-from .training import as_vector, launch, run, write_config
+from .training import as_vector, command, launch, run, write_config
 
 pytestmark = pytest.mark.slow
 NUM_TOKENS = int(np.prod(LATENT_THW)) // PLAN.patch_size**2
@@ -115,3 +115,29 @@ def test_both_trees_train_alike(trained):
     if not (available("ms") and available("pt")):
         pytest.skip("needs both frameworks")
     check(trained("ms", 1)["whole"], trained("pt", 1)["whole"])
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
+    run_settings = settings()
+    config = write_config(
+        tmp_path / "sample.yaml",
+        {
+            **{key: run_settings[key] for key in ("transformer", "vae", "text", "device")},
+            "sampler": {"num_steps": 3, "guidance_rescale": 0.5},
+            "prompt": ["a red ball", "a blue ring"],
+            "num_frames": 5,
+            "height": 32,
+            "width": 64,
+            "save_tensors": True,
+        },
+    )
+    found = []
+    for ranks in (1, 2):
+        output = tmp_path / f"{name}{ranks}"
+        overrides = [f"parallel.sequence={ranks}", f"output={output}"]
+        run(command(name, "sample", config, *overrides, ranks=ranks, logs=tmp_path / "logs"))
+        files = sorted(output.glob("*.safetensors"))
+        assert len(files) == 2
+        found.append(np.stack([read_safetensors(file)["latent_CTHW"] for file in files]))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4 * np.abs(found[0]).max())
