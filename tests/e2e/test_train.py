@@ -1,0 +1,157 @@
+"""Training the transformer: killed and resumed, on another number of ranks, with a rank that dies; and ms
+against pt.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.noise import fresh_weights
+from common.training.checkpoint import checkpoints, open_checkpoint
+from tests.conftest import available
+
+from .test_ranks import settings as small_settings
+from .training import (
+    as_vector,
+    command,
+    final_state,
+    losses,
+    model_weights,
+    run,
+    start,
+    stop_after,
+    write_config,
+)
+
+STEPS = 10
+TREES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("ms", "pt")]
+pytestmark = pytest.mark.slow
+
+
+def settings(**changes):
+    loop = {"steps": STEPS, "checkpoint_every": 3, "keep_last": 3, "validate_every": 5, "log_every": 1}
+    size = {"num_frames": 5, "height": 32, "width": 64}
+    validation = {
+        "data": {"generated": True, "generated_sizes": [[5, 32, 64]], "workers": 0},
+        "batches": 1,
+        "prompts": ["a red ball"],
+        "sampler": {"num_steps": 2},
+        **size,
+    }
+    optimizer = {"lr": 1e-3, "warmup_steps": 3, "weight_decay": 1e-2}
+    base = {**small_settings(), "optimizer": optimizer, "loop": loop, "validation": validation}
+    return {**base, **changes}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted training of each tree, made when first asked for."""
+    folder, made = tmp_path_factory.mktemp("whole"), {}
+    config = write_config(folder / "run.yaml", settings())
+
+    def train(tree):
+        if tree not in made:
+            made[tree] = folder / tree
+            run(command(tree, "train", config, f"output={made[tree]}"))
+        return config, made[tree]
+
+    return train
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_killed_and_stopped_is_bit_equal_to_uninterrupted(name, whole, tmp_path):
+    config, uninterrupted = whole(name)
+    line = command(name, "train", config, f"output={tmp_path / 'run'}")
+    assert stop_after(line, tmp_path / "run", 4, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_after(line, tmp_path / "run", 7, signal.SIGTERM) == 128 + signal.SIGTERM
+    run(line)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    ours, theirs = final_state(tmp_path / "run"), final_state(uninterrupted)
+    assert ours.keys() == theirs.keys()
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(ours[key], array, err_msg=key)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_goes_on_with_another_number_of_ranks(name, whole, tmp_path):
+    """Two ranks that share the optimizer's state begin, one that has it all ends."""
+    config, uninterrupted = whole(name)
+    output = f"output={tmp_path / 'run'}"
+    early = [output, "loop.max_seconds=0.001", "parallel.zero=1"]  # stop after the first step
+    run(command(name, "train", config, *early, ranks=2, logs=tmp_path / "logs"))
+    assert len(losses(tmp_path / "run")) == 1
+    run(command(name, "train", config, output))
+    ours, theirs = final_state(tmp_path / "run"), final_state(uninterrupted)
+    for kind in ("param.", "mean.", "var.", "average."):
+        a, b = as_vector(ours, kind), as_vector(theirs, kind)
+        assert np.linalg.norm(a - b) < 1e-3 * np.linalg.norm(b), kind
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_rank_that_dies_ends_the_job_and_is_named(name, tmp_path):
+    config = write_config(
+        tmp_path / "run.yaml", settings(loop={"steps": 100000, "log_every": 1}, validation=None)
+    )
+    output, logs = tmp_path / "run", tmp_path / "logs"
+    job = start(
+        command(name, "train", config, f"output={output}", ranks=2, logs=logs), start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 400
+        while len(losses(output)) < 2 and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert job.poll() is None
+        os.kill(process_of_rank(1, str(output)), signal.SIGKILL)
+        killed = time.monotonic()
+        printed, _ = job.communicate(timeout=60)
+        assert job.returncode not in (0, None)
+        assert time.monotonic() - killed < 60
+        printed += "".join(path.read_text(errors="replace") for path in logs.glob("*.log"))
+        assert any(sign in printed for sign in ("rank      : 1", "rank 1", "rank id: 1")), printed[-3000:]
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+
+
+def process_of_rank(rank, argument):
+    """The process with this argument that a launcher gave this rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            mine = argument.encode() in (folder / "cmdline").read_bytes()
+        except OSError:  # gone meanwhile
+            continue
+        if mine and {f"RANK={rank}".encode(), f"RANK_ID={rank}".encode()} & set(environment):
+            return int(folder.name)
+    raise AssertionError(f"no process has rank {rank}")
+
+
+@pytest.mark.ms
+@pytest.mark.pt
+def test_both_trees_train_alike(whole):
+    """The losses agree within 1e-4, and the parameters moved 100 times further than the trees differ."""
+    if not (available("ms") and available("pt")):
+        pytest.skip("needs both frameworks")
+    (_, ms), (_, pt) = whole("ms"), whole("pt")
+    for ours, theirs in zip(losses(ms), losses(pt), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    final_ms, final_pt = (as_vector(final_state(output), "param.") for output in (ms, pt))
+    shapes = {name: x.shape for name, x in model_weights(pt).items()}
+    begun = as_vector(fresh_weights(shapes, 1), "")
+    moved, apart = np.abs(final_pt - begun).mean(), np.abs(final_ms - final_pt).mean()
+    print(f"moved {moved:.2e}, apart {apart:.2e}")
+    assert moved > 100 * apart
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_validation_shows_what_the_model_makes(name, whole):
+    _, output = whole(name)
+    assert sorted(path.name for path in (output / "pictures").iterdir()) == [
+        "step-00000005-samples.png",
+        "step-00000010-samples.png",
+    ]
+    assert open_checkpoint(checkpoints(output)[-1]).step == STEPS
