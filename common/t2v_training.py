@@ -40,6 +40,7 @@ FREE_KEYS = (
     "data.prefetch",
     "validation",
     "ema_on_host",
+    "encoders_on_host",
     "vae_chunk_frames",
 )
 
@@ -82,6 +83,7 @@ class T2VTrainConfig(Config):
     dtype: DType = "float32"  # of activations; weights and their updates are float32
     vae_dtype: DType = "float32"
     vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
+    encoders_on_host: bool = False  # VAE and text encoder rest in the host's memory between uses
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
     loop: LoopConfig

@@ -4,9 +4,12 @@ are frozen.
 Shapes: B clips, Z latent channels, T frames, H height, W width; L text tokens, E text width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
+from mindspore import Tensor, nn
 
 from common.data.encoded import EncodedLoader
 from common.data.t2v import T2VLoader
@@ -20,6 +23,7 @@ from common.text import TextConfig, tokenize
 
 from . import runtime
 from .loading import load_vae
+from .pipeline import decode
 from .text import TextEncoder
 from .vae import WFVAE
 
@@ -30,18 +34,26 @@ class ClipEncoder:
     """Pixels to the moments of the VAE's posterior."""
 
     def __init__(
-        self, source: ModelSource, config: VAEConfig, dtype: str, device: str, chunk_frames: int = 0
+        self,
+        source: ModelSource,
+        config: VAEConfig,
+        dtype: str,
+        device: str,
+        chunk_frames: int = 0,
+        on_host: bool = False,
     ):
         """
         Args:
             chunk_frames: pixel frames encoded at a time after the first; 0: the whole clip.
+            on_host: the VAE rests in the host's memory between uses.
         """
         self.vae: WFVAE = load_vae(source, config, dtype, device)
         self.dtype, self.chunk_frames = dtype, chunk_frames
+        self.at_work = resting(self.vae, device, on_host)
 
     def __call__(self, x_BCTHW: np.ndarray) -> np.ndarray:
         """moments (B,2Z,T',H/8,W/8), float32."""
-        with runtime.inference():
+        with runtime.inference(), self.at_work():
             x = runtime.to_tensor(x_BCTHW, self.dtype)
             return runtime.to_numpy(self.vae.encode(x, self.chunk_frames)).astype(np.float32)
 
@@ -49,10 +61,11 @@ class ClipEncoder:
 class CaptionEncoder:
     """Captions to text states."""
 
-    def __init__(self, config: TextConfig, device: str, width: int | None = None):
+    def __init__(self, config: TextConfig, device: str, width: int | None = None, on_host: bool = False):
         """
         Args:
             width: E that the transformer wants.
+            on_host: the encoder rests in the host's memory between uses.
 
         Raises:
             ValueError: the encoder's is another.
@@ -64,6 +77,7 @@ class CaptionEncoder:
                 f"text: the encoder's states are {self.encoder.width} wide, the transformer wants {width}; "
                 "use the text encoder the transformer is trained with"
             )
+        self.at_work = resting(self.encoder.model, device, on_host)
         self.num_cut = 0  # captions longer than the encoder takes
         self.cut: list[str] = []  # a sentence for each of the first of them
 
@@ -72,8 +86,17 @@ class CaptionEncoder:
         ids, keep_BL, cut = tokenize(self.config, captions)
         self.num_cut += len(cut)
         self.cut += cut[: SHOWN - len(self.cut)]
-        with runtime.inference():
+        with runtime.inference(), self.at_work():
             return runtime.to_numpy(self.encoder(ids, keep_BL)).astype(np.float32), keep_BL
+
+
+def resting(model: nn.Cell, device: str, on_host: bool) -> Callable[[], AbstractContextManager]:
+    """A context in which a model may be used; outside it rests in the host's memory, if it shall."""
+    if not on_host:
+        return nullcontext
+    with runtime.on_device(model, device):
+        pass
+    return partial(runtime.on_device, model, device)
 
 
 class Encoders:
@@ -87,9 +110,11 @@ class Encoders:
         prompts = validation.prompts if validation else ()
         self.clips = self.captions = None
         if live or prompts:
-            source = (config.vae, vae_config, config.vae_dtype, device, config.vae_chunk_frames)
-            self.clips = ClipEncoder(*source)
-            self.captions = CaptionEncoder(config.text, device, model.caption_channels)
+            settings = (config.vae_dtype, device, config.vae_chunk_frames, config.encoders_on_host)
+            self.clips = ClipEncoder(config.vae, vae_config, *settings)
+            self.captions = CaptionEncoder(
+                config.text, device, model.caption_channels, config.encoders_on_host
+            )
         self.prompts = self.text([validation.negative_prompt, *prompts]) if validation and prompts else None
 
     def loader(self, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh):
@@ -99,11 +124,11 @@ class Encoders:
         made_with = fingerprint(self.config.vae, self.config.text, data)
         return EncodedLoader(data, made_with, batch_size, seed, mesh)
 
-    @property
-    def vae(self) -> WFVAE:
-        """The video VAE."""
+    def pixels(self, latent_BCTHW: Tensor) -> np.ndarray:
+        """As pipeline.decode."""
         assert self.clips is not None
-        return self.clips.vae
+        with self.clips.at_work():
+            return decode(self.clips.vae, latent_BCTHW)
 
     def moments(self, x_BCTHW: np.ndarray) -> np.ndarray:
         """As ClipEncoder."""
@@ -114,3 +139,9 @@ class Encoders:
         """As CaptionEncoder."""
         assert self.captions is not None
         return self.captions(captions)
+
+    def summary(self) -> str:
+        """How many captions were longer than the encoder takes, and the first of them."""
+        if self.captions is None or not self.captions.num_cut:
+            return "captions cut: none"
+        return "\n  ".join([f"captions cut: {self.captions.num_cut}", *self.captions.cut])

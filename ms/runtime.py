@@ -114,6 +114,21 @@ def recompute(blocks: Sequence, every: int) -> None:
         block.recompute()
 
 
+@contextlib.contextmanager
+def on_device(model: nn.Cell, device: str) -> Iterator[None]:
+    """Inside, the model is on the device; afterwards it rests in the host's memory."""
+    move = device == "ascend"  # a CPU is the host
+    if move:
+        for param in parameters(model).values():
+            param._load()
+    try:
+        yield
+    finally:
+        if move:
+            for param in parameters(model).values():
+                param._offload()
+
+
 def inference() -> contextlib.AbstractContextManager:
     """A context without gradients."""
     return contextlib.nullcontext()

@@ -38,9 +38,9 @@ class TextEncoder:
                 "text encoder: dtype bfloat16 has no MindSpore kernels on CPU, wanted float32 or float16; "
                 "set dtype to float32"
             )
-        self._model: Any = _load(config)
+        self.model: Any = _load(config)
         if on_cpu:
-            _use_cpu_kernels(self._model)
+            _use_cpu_kernels(self.model)
 
     @classmethod
     def from_weights(
@@ -55,7 +55,7 @@ class TextEncoder:
     def __call__(self, ids_BL: np.ndarray, keep_BL: np.ndarray) -> Tensor:
         """states_BLE in the config's dtype; no token attends to padding (keep False)."""
         ids, keep = Tensor(ids_BL), Tensor(keep_BL.astype(np.int64))
-        return self._model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
+        return self.model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
 
 
 def _load(config: TextConfig) -> nn.Cell:

@@ -29,6 +29,7 @@ class Trained:
         accumulate: int = 1,
         ema_warmup: bool = False,
         zero: int = 0,
+        ema_on_host: bool = False,
     ):
         """
         Args:
@@ -38,6 +39,7 @@ class Trained:
             accumulate: parts that the gradients of an update are summed over.
             ema_warmup: the average follows more closely at first (common.optim.warmed_ema_decay).
             zero: what ranks share of the optimizer (zero.py).
+            ema_on_host: the average is made and kept in the host's memory, not on the device.
         """
         self.loss: Any = loss
         self.params, self.config = dict(params), config
@@ -46,7 +48,10 @@ class Trained:
         self.updates = 0
         self.parts = accumulate
         self.shards = sharding(ranks, zero)
-        self.one_step = Step(loss, params, config, self.shards, ema_decay > 0)
+        self.host_averages: dict[str, np.ndarray] | None = None
+        if ema_decay and ema_on_host:
+            self.host_averages = {name: runtime.to_numpy(param).copy() for name, param in params.items()}
+        self.one_step = Step(loss, params, config, self.shards, ema_decay > 0 and not ema_on_host)
         if accumulate > 1:
             self.accumulate = Accumulate(self.one_step, accumulate)
             self.apply = Apply(self.accumulate)
@@ -73,6 +78,7 @@ class Trained:
         if bool(runtime.to_numpy(finite)):
             self.updates += 1
             self.scale.fitted()
+            self._average_on_host(np.float32(1 - decay))
         elif not self.scale.overflowed():
             raise NotFinite("the gradients' norm")
         if self.scale.dynamic:
@@ -89,8 +95,14 @@ class Trained:
         norm, finite = self.apply(numbers)
         return sum(terms[1:], terms[0]) / self.parts, norm, finite
 
+    def _average_on_host(self, share: np.float32) -> None:
+        for name, average in (self.host_averages or {}).items():
+            average += share * (runtime.to_numpy(self.params[name]) - average)
+
     def averages(self) -> dict[str, np.ndarray]:
         """The moving average of every parameter, if one is kept."""
+        if self.host_averages is not None:
+            return self.host_averages
         return self._by_name(self.one_step.update.averages)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -98,6 +110,8 @@ class Trained:
         state = {f"param.{name}": runtime.to_numpy(param) for name, param in self.params.items()}
         for kind, joined in self._joined().items():
             state |= {f"{kind}.{name}": x for name, x in self._by_name(joined).items()}
+        for name, average in (self.host_averages or {}).items():
+            state[f"average.{name}"] = average
         return {**state, "updates": np.array([self.updates]), "loss_scale": self.scale.state()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -110,13 +124,15 @@ class Trained:
                 vector = np.concatenate([state[f"{kind}.{name}"].reshape(-1) for name in names])
                 values[i] = runtime.to_numpy(self.shards.part(runtime.to_tensor(vector)))
             runtime.overwrite(dict(enumerate(joined)), values)
+        for name, average in (self.host_averages or {}).items():
+            average[...] = state[f"average.{name}"]
         self.updates = int(state["updates"][0])
         self.scale.restore(state["loss_scale"])
 
     def _joined(self) -> dict[str, tuple]:
         update = self.one_step.update
         kinds = {"mean": update.means, "var": update.vars}
-        return {**kinds, "average": update.averages} if self.ema_decay else kinds
+        return {**kinds, "average": update.averages} if len(update.averages) else kinds
 
     def _by_name(self, joined: tuple) -> dict[str, np.ndarray]:
         """The parts of the optimizer's long vectors under the names of their parameters."""

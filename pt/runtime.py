@@ -103,6 +103,16 @@ def recompute(blocks: Sequence, every: int) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
+@contextlib.contextmanager
+def on_device(model: nn.Module, device: str) -> Iterator[None]:
+    """Inside, the model is on the device; afterwards it rests in the host's memory."""
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to("cpu")
+
+
 def inference() -> contextlib.AbstractContextManager:
     """A context without gradients."""
     return torch.inference_mode()

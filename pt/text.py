@@ -33,7 +33,7 @@ class TextEncoder:
     def __init__(self, config: TextConfig, device: str) -> None:
         self.width: int = read_model_config(config)[WIDTH_KEYS[config.kind]]
         self._device = device
-        self._model = _load(config).to(device)
+        self.model = _load(config).to(device)
 
     @classmethod
     def from_weights(
@@ -49,7 +49,7 @@ class TextEncoder:
         """states_BLE in the config's dtype; no token attends to padding (keep False)."""
         ids, keep = torch.from_numpy(ids_BL).to(self._device), torch.from_numpy(keep_BL).to(self._device)
         with torch.no_grad():
-            return self._model(input_ids=ids, attention_mask=keep.long())[0]
+            return self.model(input_ids=ids, attention_mask=keep.long())[0]
 
 
 def _load(config: TextConfig) -> torch.nn.Module:

@@ -30,7 +30,7 @@ from .diffusion_loss import DiffusionLoss
 from .encoders import Encoders
 from .loading import load_transformer
 from .parallel import Ranks
-from .pipeline import LatentSampler, decode, seeded_noise
+from .pipeline import LatentSampler, seeded_noise
 from .training import Trained, to_device
 
 USAGE = """
@@ -70,6 +70,7 @@ class T2VTraining:
             config.accumulate,
             ema_warmup=True,
             zero=config.parallel.zero,
+            ema_on_host=config.ema_on_host,
         )
 
     def step(self, step: int, batch: Batch) -> Mapping[str, float]:
@@ -156,7 +157,7 @@ class T2VTraining:
         for i in range(len(validation.prompts)):
             rows = [0, i + 1] if draw.guided else [i + 1]
             latents = draw(states[rows], keep[rows], shape, seeded_noise(shape, [i]))
-            pixels = decode(self.encoders.vae, latents)
+            pixels = self.encoders.pixels(latents)
             videos.append(to_uint8(pixels[0]))
         return videos
 
@@ -214,6 +215,7 @@ def train(config: T2VTrainConfig) -> None:
     outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
     if ranks.rank == 0:
         print(loader.summary())
+        print(task.encoders.summary())
         if outcome.checkpoint is not None:
             print(f"{outcome.checkpoint}  after {outcome.step} steps, {outcome.seconds:.0f} s")
 
