@@ -24,6 +24,7 @@ from common.config import Config
 from .checkpoint import Checkpoint, Facts, checkpoint_folder, save
 from .interrupts import Interrupts
 from .log import NoLog, RunLog, Validation
+from .presence import Presence
 from .ranks import ONE_RANK, Ranks, together
 from .resume import best_score, prune, starting_point
 
@@ -116,7 +117,7 @@ def run_loop(
     if done >= config.steps:
         print(f"{folder}: {done} of {config.steps} steps are done already; set steps higher", file=sys.stderr)
         return Outcome(done, True, start.seconds if start else 0.0, None)
-    with Interrupts() as interrupts:
+    with Presence(folder, ranks), Interrupts() as interrupts:
         loop = _Loop(task, config, folder, run_config, ranks, interrupts, start)
         with closing(loop.log):
             outcome = loop.run(batches)
