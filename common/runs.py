@@ -200,9 +200,18 @@ def latent_size(config: VideoSize, vae: VAEConfig, transformer: TransformerConfi
                 f"{name}: got {size}, wanted a multiple of {multiple}; multiples of 32 never need padding, "
                 f"the nearest is {near}"
             )
+    check_pair(vae, transformer)
+    return (config.num_frames - 1) // stride_t + 1, config.height // stride_h, config.width // stride_w
+
+
+def check_pair(vae: VAEConfig, transformer: TransformerConfig) -> None:
+    """Refuse a transformer that was not made for the latents of this VAE.
+
+    Raises:
+        ValueError: their numbers of channels differ.
+    """
     if transformer.in_channels != vae.latent_dim:
         raise ValueError(
             f"transformer.in_channels is {transformer.in_channels}, vae.latent_dim is {vae.latent_dim}; "
             "they must be equal: these two models do not belong together"
         )
-    return (config.num_frames - 1) // stride_t + 1, config.height // stride_h, config.width // stride_w

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from common.data.t2v_config import T2VDataConfig
 from common.images import contact_sheet, to_uint8
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
-from common.runs import latent_size
+from common.runs import check_pair, latent_size
 from common.t2v_training import (
     FREE_KEYS,
     Samples,
@@ -35,7 +36,7 @@ from .training import Trained, to_device
 
 USAGE = """
 python -m ms.train CONFIG [key=value ...]
-    python -m ms.train configs/train_tiny.yaml output=outputs/my_model
+    python -m ms.train configs/train_tiny_1.yaml data.encoded=null output=outputs/my_model
 """
 SHOWN = 8  # frames of a validation's video
 
@@ -48,6 +49,7 @@ class T2VTraining:
         self.mesh = config.samples_mesh(mesh)
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
         self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
+        check_pair(self.vae_config, self.model_config)
         self.encoders = Encoders(config, self.vae_config, self.model_config, device)
         self.transformer = load_transformer(
             config.transformer,
@@ -120,7 +122,7 @@ class T2VTraining:
         with self.averaged(averages):
             if validation.data is not None:
                 scalars["loss"] = self.ranks.average(self._validation_loss(validation.data))
-            if validation.prompts and self.ranks.rank == 0:
+            if validation.prompts and self.mesh.rank == 0:  # and all that share its sequence
                 pictures["samples"] = np.concatenate(
                     [contact_sheet(video, SHOWN, SHOWN) for video in self.draw()]
                 )
@@ -139,26 +141,27 @@ class T2VTraining:
             losses.append(float(runtime.to_numpy(terms)[0]))
         return float(np.mean(losses))
 
+    @cached_property
+    def sampler(self) -> LatentSampler:
+        """What draws a validation's latents; compiled once."""
+        assert self.config.validation is not None
+        sampler = self.config.validation.sampler
+        guidance = (sampler.guidance_scale, sampler.guidance_rescale)
+        return LatentSampler(self.transformer, sampler.table(), *guidance, self.config.dtype)
+
     def draw(self) -> list:
         """A video (T,H,W,3) of every prompt."""
         validation = self.config.validation
         assert validation is not None
-        sampler = validation.sampler
-        guidance = (sampler.guidance_scale, sampler.guidance_rescale)
-        draw = LatentSampler(self.transformer, sampler.table(), *guidance, self.config.dtype)
         assert self.encoders.prompts is not None
         states, keep = self.encoders.prompts
-        shape = (
-            1,
-            self.model_config.in_channels,
-            *latent_size(validation, self.vae_config, self.model_config),
-        )
+        size = latent_size(validation, self.vae_config, self.model_config)
+        shape, draw = (1, self.model_config.in_channels, *size), self.sampler
         videos = []
         for i in range(len(validation.prompts)):
             rows = [0, i + 1] if draw.guided else [i + 1]
             latents = draw(states[rows], keep[rows], shape, seeded_noise(shape, [i]))
-            pixels = self.encoders.pixels(latents)
-            videos.append(to_uint8(pixels[0]))
+            videos.append(to_uint8(self.encoders.pixels(latents)[0]))
         return videos
 
     @contextmanager

@@ -105,7 +105,7 @@ def test_a_rank_that_dies_ends_the_job_and_is_named(name, tmp_path):
         while len(losses(output)) < 2 and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert job.poll() is None
-        os.kill(process_of_rank(1, str(output)), signal.SIGKILL)
+        os.kill(process_of_rank(1, f"output={output}"), signal.SIGKILL)
         killed = time.monotonic()
         printed, _ = job.communicate(timeout=60)
         assert job.returncode not in (0, None)
@@ -122,7 +122,7 @@ def process_of_rank(rank, argument):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
-            mine = argument.encode() in (folder / "cmdline").read_bytes()
+            mine = argument.encode() in (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:  # gone meanwhile
             continue
         if mine and {f"RANK={rank}".encode(), f"RANK_ID={rank}".encode()} & set(environment):
