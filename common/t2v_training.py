@@ -218,8 +218,9 @@ def announce(config: T2VTrainConfig, model: TransformerConfig, tokens: Sequence[
         tokens: of a clip of each bucket.
         batch: samples that share a forward pass.
     """
-    lengths = {padded_length(count, model.skip_stride) for count in tokens}
-    lines = [f"{len(tokens)} buckets, {len(lengths)} graphs"]
+    lengths = [padded_length(count, model.skip_stride) for count in tokens]
+    graphs = {(length, length == count) for length, count in zip(lengths, tokens)}  # padding has masks
+    lines = [f"{len(tokens)} buckets, {len(graphs)} graphs"]
     parallel = config.parallel
     if parallel.sequence > 1:
         bytes_each = 4 if config.dtype == "float32" else 2

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.config import load
 from common.noise import fresh_weights
+from common.parallel import Mesh
+from common.t2v_training import T2VTrainConfig, announce
 from common.training.checkpoint import checkpoints, open_checkpoint
 from tests.conftest import available
 
@@ -145,6 +148,25 @@ def test_both_trees_train_alike(whole):
     moved, apart = np.abs(final_pt - begun).mean(), np.abs(final_ms - final_pt).mean()
     print(f"moved {moved:.2e}, apart {apart:.2e}")
     assert moved > 100 * apart
+
+
+@pytest.mark.ms
+def test_a_graph_for_each_number_of_tokens(tmp_path):
+    """Upright and lying clips share one; what was announced is what is compiled."""
+    from tools.parity.tree import Tree
+
+    tree, sizes = Tree("ms"), [[5, 32, 64], [5, 64, 32], [1, 32, 64]]
+    small = settings(validation=None, loop={"steps": 3})
+    small["data"] = {**small["data"], "generated_sizes": sizes}
+    config = load(T2VTrainConfig, write_config(tmp_path / "run.yaml", small))
+    mesh = Mesh()
+    task = tree.train.T2VTraining(config, tree.device, mesh, tree.parallel.Ranks(mesh, tree.device))
+    loader = task.encoders.loader(config.data, config.global_batch_size, config.seed, mesh)
+    for step, batch in loader.batches(0, len(sizes)):
+        task.step(step, batch)
+    tokens = [bucket.tokens_per_clip for bucket in loader.report().buckets]
+    assert announce(config, task.model_config, tokens, 4) == "3 buckets, 2 graphs"
+    assert len(task.trained.one_step.compile_cache) == 2
 
 
 @pytest.mark.parametrize("name", TREES)
