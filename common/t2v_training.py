@@ -61,7 +61,7 @@ class T2VValidationConfig(Config):
 class ParallelConfig(SequenceConfig):
     """How ranks share the work. What is left after `sequence` is data parallel."""
 
-    zero: Literal[0, 1, 2] = 0  # 1: ranks share the optimizer's state; 2: accumulated gradients too
+    zero: Literal[0, 1, 2, 3] = 0  # ranks share: 1 the optimizer's state, 2 gradients too, 3 parameters too
 
 
 class T2VTrainConfig(Config):

@@ -120,9 +120,9 @@ class Trained:
         for kind, joined in self._joined().items():
             values = {}
             for i, (start, stop) in enumerate(self.one_step.update.spans):
-                names = list(self.params)[start:stop]
-                vector = np.concatenate([state[f"{kind}.{name}"].reshape(-1) for name in names])
-                values[i] = runtime.to_numpy(self.shards.part(runtime.to_tensor(vector)))
+                params = list(self.params.items())[start:stop]
+                arrays = [state[f"{kind}.{name}"] for name, _ in params]
+                values[i] = self.shards.vector(arrays, [param for _, param in params])
             runtime.overwrite(dict(enumerate(joined)), values)
         for name, average in (self.host_averages or {}).items():
             average[...] = state[f"average.{name}"]
@@ -138,10 +138,8 @@ class Trained:
         """The parts of the optimizer's long vectors under the names of their parameters."""
         named, params = {}, list(self.params.items())
         for (start, stop), vector in zip(self.one_step.update.spans, joined, strict=False):
-            ends = np.cumsum([np.prod(param.shape, dtype=int) for _, param in params[start:stop]])
-            parts = np.split(runtime.to_numpy(self.shards.whole(vector, int(ends[-1]))), ends[:-1])
-            for (name, param), part in zip(params[start:stop], parts, strict=True):
-                named[name] = part.reshape(tuple(param.shape))
+            arrays = self.shards.arrays(vector, [param for _, param in params[start:stop]])
+            named |= {name: array for (name, _), array in zip(params[start:stop], arrays, strict=True)}
         return named
 
 

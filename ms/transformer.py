@@ -256,6 +256,13 @@ class Transformer(nn.Cell):
             )
         return self.project_out(self.sequence.move(x_SBE, self.moves[len(self.plan)]), embedded_BE)
 
+    def units(self) -> list:
+        """Modules that are called as a whole, inner ones first: what can be brought together one by one."""
+        units = [self.caption_projection]
+        for block in self.transformer_blocks:
+            units += [block.attn2.to_k, block.attn2.to_v, block]
+        return units
+
     def project_out(self, x_SBE: Tensor, embedded_BE: Tensor) -> Tensor:
         """The final modulation and projection to patches (S,B,F), F being "(p q c)"."""
         modulation = ops.cast_like(self.scale_shift_table[:, None] + embedded_BE[None], x_SBE)

@@ -2,16 +2,35 @@
 parameters are joined to.
 
 Stage 0 keeps everything on every rank. Stage 1 cuts moments, averages and the update into a part for each
-rank; stage 2 cuts the sums of gradients that accumulate as well.
+rank; stage 2 cuts the sums of gradients that accumulate as well; for stage 3 see fsdp.py.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 from mindspore import Tensor, nn
 
-from . import ops
+from . import ops, runtime
+from .fsdp import Owned
 from .parallel import Gather, Mean, MeanPart, Ranks
 
 
-class Replicated(nn.Cell):
+class Shards(nn.Cell):
+    """What all stages below 3 do alike."""
+
+    def arrays(self, vector: Tensor, params: Sequence) -> list:
+        """The whole array of each parameter that was joined; all ranks ask together."""
+        ends = np.cumsum([np.prod(param.shape, dtype=int) for param in params])
+        parts = np.split(runtime.to_numpy(self.whole(vector, int(ends[-1]))), ends[:-1])
+        return [part.reshape(tuple(param.shape)) for part, param in zip(parts, params, strict=True)]
+
+    def vector(self, arrays: Sequence, params: Sequence) -> np.ndarray:
+        """This rank's part of the joined arrays."""
+        joined = np.concatenate([array.reshape(-1) for array in arrays])
+        return runtime.to_numpy(self.part(runtime.to_tensor(joined)))
+
+
+class Replicated(Shards):
     """Stage 0: every rank does the same update of everything."""
 
     stage = 0
@@ -37,7 +56,7 @@ class Replicated(nn.Cell):
         return x
 
 
-class Sharded(nn.Cell):
+class Sharded(Shards):
     """Stages 1 and 2: every rank updates its part, and all of them exchange the result."""
 
     def __init__(self, ranks: Ranks, stage: int):
@@ -73,6 +92,8 @@ class Sharded(nn.Cell):
         return ops.cat((x, ops.zeros((missing,), x)), 0) if missing else x
 
 
-def sharding(ranks: Ranks, stage: int) -> Replicated | Sharded:
+def sharding(ranks: Ranks, stage: int) -> Shards | Owned:
     """For a stage, which is 0 where there is one rank."""
+    if stage == 3 and ranks.size > 1:
+        return Owned(ranks)
     return Sharded(ranks, stage) if stage and ranks.size > 1 else Replicated(ranks.mean)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
@@ -211,7 +212,7 @@ def assign_parts(params, joined: Tensor) -> None:
 
 def parameter_list(params: Iterable[Parameter]) -> tuple:
     """Parameters a layer uses but does not own."""
-    return tuple(params)
+    return tuple(param.to_local().detach() if isinstance(param, DTensor) else param for param in params)
 
 
 def state_like(tensors: Iterable[Tensor], kind: str, copy: bool = False) -> tuple:

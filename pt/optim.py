@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from common.optim import EMA_DECAY, LOSS_SCALE, SHRINK, SPREAD, STEP_SIZE, AdamWConfig, OptimConfig
 
 from . import ops, runtime
-from .zero import Replicated, Sharded
+from .fsdp import Owned
+from .zero import Shards
 
 MAX_ELEMENTS = 2**26  # of a joined vector: 256 MiB of float32, far from what indexes of 32 bits can reach
 MAX_PARAMETERS = 200  # of a joined vector: MindSpore's compiler recurses once for each
@@ -38,7 +39,7 @@ class Step(nn.Module):
         loss: nn.Module,
         params: Mapping,
         config: OptimConfig,
-        shards: Replicated | Sharded,
+        shards: Shards | Owned,
         average: bool,
     ):
         super().__init__()
@@ -65,7 +66,7 @@ class Accumulate(nn.Module):
         self.update = step.update
         self.mean = step.mean
         self.share = 1.0 / parts
-        self.early = step.update.shards.stage == 2  # sums of parts, not of whole vectors
+        self.early = step.update.shards.stage >= 2  # sums of parts, not of whole vectors
         like = step.update.means if self.early else step.update.join(step.update.params)
         self.sums = ops.state_like(like, "sum")
 
@@ -106,7 +107,7 @@ class Update(nn.Module):
     gradients are not finite nothing changes.
     """
 
-    def __init__(self, params: Mapping, config: OptimConfig, shards: Replicated | Sharded, average: bool):
+    def __init__(self, params: Mapping, config: OptimConfig, shards: Shards | Owned, average: bool):
         super().__init__()
         self.config = config
         self.shards = shards

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import check_weights, shapes_of
@@ -58,6 +59,8 @@ def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A tensor as NumPy, half precision widened to float32."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.detach().cpu().numpy()
@@ -135,6 +138,8 @@ def gradients(function: Callable, params: Sequence) -> Callable:
     May be called inside a compiled step.
     """
     params = list(params)
+    if any(isinstance(param, DTensor) for param in params):
+        return functools.partial(_sharded_gradients, function, params)
 
     def values_and_grads(*args):
         values = function(*args)
@@ -142,6 +147,17 @@ def gradients(function: Callable, params: Sequence) -> Callable:
         return tuple(value.detach() for value in values), grads
 
     return values_and_grads
+
+
+def _sharded_gradients(function: Callable, params: Sequence, *args: Tensor) -> tuple:
+    """FSDP hands gradients out through `backward` alone: this rank's part of their mean."""
+    values = function(*args)
+    values[0].backward()
+    grads = []
+    for param in params:
+        grads.append(param.grad.to_local() if param.grad is not None else torch.zeros_like(param.to_local()))
+        param.grad = None
+    return tuple(value.detach() for value in values), tuple(grads)
 
 
 def input_gradient(function: Callable, *args: Tensor) -> tuple:
@@ -172,7 +188,10 @@ def value_and_grad(function: Callable, model: nn.Module) -> Callable:
 def overwrite(params: Mapping, values: Mapping) -> None:
     """Give parameters the NumPy values of the same names, also those that compiled graphs already use."""
     for name, param in params.items():
-        param.copy_(torch.from_numpy(np.asarray(values[name], order="C")))
+        value = torch.from_numpy(np.asarray(values[name], order="C")).to(param.device)
+        if isinstance(param, DTensor):
+            value = distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None)
+        param.copy_(value)
 
 
 def modules(model: nn.Module) -> dict:

@@ -1,8 +1,8 @@
 """Training the text-to-video transformer: python -m pt.train CONFIG [key=value ...]"""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from common.training.loop import Batch, Validation, run_loop
 from . import runtime
 from .diffusion_loss import DiffusionLoss
 from .encoders import Encoders
+from .fsdp import shard_parameters, together
 from .loading import load_transformer
 from .parallel import Ranks
 from .pipeline import LatentSampler, seeded_noise
@@ -62,6 +63,10 @@ class T2VTraining:
         )
         runtime.recompute(list(self.transformer.transformer_blocks), config.recompute)
         self.loss = DiffusionLoss(self.transformer, config.dtype)
+        self.whole = nullcontext
+        if config.parallel.zero == 3 and ranks.size > 1:
+            shard_parameters(self.loss, self.transformer.units(), ranks)
+            self.whole = partial(together, self.loss)
         self.trained = Trained(
             self.loss,
             runtime.trainable(self.transformer),
@@ -119,7 +124,7 @@ class T2VTraining:
         assert validation is not None
         scalars, pictures = {}, {}
         averages = self.averages()
-        with self.averaged(averages):
+        with self.averaged(averages), self.whole():
             if validation.data is not None:
                 scalars["loss"] = self.ranks.average(self._validation_loss(validation.data))
             if validation.prompts and self.mesh.rank == 0:  # and all that share its sequence

@@ -16,6 +16,7 @@ FRAMEWORKS = {"mindspore", "mindone", "torch"}
 SEAMS = {  # file -> why its bodies differ
     "kernels.py": "fused operators have different names, layouts and mask conventions",
     "parallel.py": "collective operations and how ranks meet",
+    "fsdp.py": "PyTorch's FSDP2; MindSpore has nothing like it that holds",
     "ops.py": "the same functions under different names",
     "runtime.py": "devices, compilation, autograd and memory",
     "text.py": "text encoders come from transformers there and mindone.transformers here",

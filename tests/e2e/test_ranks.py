@@ -30,6 +30,15 @@ CASES = {
     },
 }
 
+ONLY_PT = {  # PyTorch's FSDP
+    2: {"zero3": "parallel.zero=3"},
+    4: {"data-skiparse-zero3-parts": "parallel.sequence=2,parallel.zero=3,accumulate=2"},
+}
+
+
+def cases_of(tree, ranks):
+    return {**CASES[ranks], **(ONLY_PT.get(ranks, {}) if tree == "pt" else {})}
+
 
 def settings():
     model = tiny_transformer_config(
@@ -65,12 +74,11 @@ def trained(tmp_path_factory):
         if (tree, ranks) not in made:
             output = folder / f"{tree}{ranks}"
             output.mkdir()
-            cases = [f"{name}:{overrides}" for name, overrides in CASES[ranks].items()]
+            wanted = cases_of(tree, ranks)
+            cases = [f"{name}:{overrides}" for name, overrides in wanted.items()]
             line = launch(tree, [WORKER, tree, str(config), str(output), *cases], ranks, folder / "logs")
             run(line)
-            made[tree, ranks] = {
-                name: read_safetensors(output / f"{name}.safetensors") for name in CASES[ranks]
-            }
+            made[tree, ranks] = {name: read_safetensors(output / f"{name}.safetensors") for name in wanted}
         return made[tree, ranks]
 
     return train

@@ -32,6 +32,7 @@ from .training import (
 
 STEPS = 10
 TREES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("ms", "pt")]
+SHARED = [("ms", 1), ("pt", 1), ("pt", 3)]
 pytestmark = pytest.mark.slow
 
 
@@ -79,14 +80,22 @@ def test_killed_and_stopped_is_bit_equal_to_uninterrupted(name, whole, tmp_path)
         np.testing.assert_array_equal(ours[key], array, err_msg=key)
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_goes_on_with_another_number_of_ranks(name, whole, tmp_path):
-    """Two ranks that share the optimizer's state begin, one that has it all ends."""
+@pytest.mark.parametrize(
+    ("name", "zero"), [pytest.param(*case, marks=getattr(pytest.mark, case[0])) for case in SHARED]
+)
+def test_goes_on_with_another_number_of_ranks(name, zero, whole, tmp_path):
+    """Two ranks that share the optimizer's state (or the parameters) begin, one that has it all ends."""
     config, uninterrupted = whole(name)
     output = f"output={tmp_path / 'run'}"
-    early = [output, "loop.max_seconds=0.001", "parallel.zero=1"]  # stop after the first step
+    early = [
+        output,
+        "loop.max_seconds=0.001",
+        "loop.validate_every=1",
+        f"parallel.zero={zero}",
+    ]  # one step, judged
     run(command(name, "train", config, *early, ranks=2, logs=tmp_path / "logs"))
-    assert len(losses(tmp_path / "run")) == 1
+    assert [row["step"] for row in losses(tmp_path / "run")] == [1]
+    assert (tmp_path / "run" / "pictures" / "step-00000001-samples.png").is_file()
     run(command(name, "train", config, output))
     ours, theirs = final_state(tmp_path / "run"), final_state(uninterrupted)
     for kind in ("param.", "mean.", "var.", "average."):
