@@ -49,6 +49,20 @@ def check_sharing(kind: Kind, ranks: int, config: TransformerConfig) -> None:
         )
 
 
+def check_tokens(ranks: int, config: TransformerConfig, num_tokens: int) -> None:
+    """Refuse a size whose tokens do not divide among the ranks.
+
+    Raises:
+        ValueError: so many ranks cannot have equal shares.
+    """
+    length = padded_length(num_tokens, config.skip_stride)
+    if length % ranks:
+        raise ValueError(
+            f"parallel.sequence: got {ranks} ranks for {num_tokens} tokens (padded to {length}), wanted a "
+            "divisor; choose another size or length of video, or fewer ranks"
+        )
+
+
 class Traffic(NamedTuple):
     """Elements one rank sends in a forward pass; as many again in the backward pass."""
 

@@ -17,14 +17,14 @@ from pydantic import Field, model_validator
 from .conditions import GridInputs, grid_inputs
 from .config import Config
 from .data.t2v_config import T2VDataConfig
-from .diffusion import DiffusionConfig, draw_timesteps, mixture, told
+from .diffusion import DiffusionConfig, mixture, told
 from .models import TransformerConfig, VAEConfig
 from .noise import index_of, normal
 from .optim import OptimConfig
 from .parallel import Mesh
 from .rope import timestep_features
 from .runs import Device, DType, ModelSource, SamplerConfig, SequenceConfig
-from .sharing import describe_traffic
+from .sharing import check_tokens, describe_traffic
 from .skiparse import padded_length, to_patches
 from .text import TextConfig
 from .training.loop import LoopConfig
@@ -36,6 +36,12 @@ FREE_KEYS = (
     "accumulate",
     "recompute",
     "parallel",
+    "transformer.path",  # where files lie; a cache is known by what it was made with
+    "vae.path",
+    "text.path",
+    "data.annotations",
+    "data.root",
+    "data.encoded",
     "data.workers",
     "data.prefetch",
     "validation",
@@ -93,6 +99,11 @@ class T2VTrainConfig(Config):
     def _check(self) -> "T2VTrainConfig":
         if (self.validation is None) != (not self.loop.validate_every):
             raise ValueError("validation and loop.validate_every go together: give both, or neither")
+        if self.ema_on_host and self.parallel.zero:
+            raise ValueError(
+                "ema_on_host keeps the whole average on each rank; with parallel.zero ranks share it "
+                "already; leave ema_on_host out"
+            )
         if self.parallel.sequence > 1 and not self.data.group:
             raise ValueError("parallel.sequence wants samples of one size: leave out data.group=false")
         return self
@@ -204,20 +215,18 @@ def noise_for(
     return noise
 
 
-def timesteps_for(
-    config: DiffusionConfig, seed: int, step: int, batch: int, places: Sequence[int]
-) -> np.ndarray:
-    """Training timesteps of these places in a batch of all ranks."""
-    return draw_timesteps(config, seed, step, batch)[list(places)]
-
-
 def announce(config: T2VTrainConfig, model: TransformerConfig, tokens: Sequence[int], batch: int) -> str:
     """How many graphs a run compiles, one per number of tokens; and what ranks send each other.
 
     Args:
         tokens: of a clip of each bucket.
         batch: samples that share a forward pass.
+
+    Raises:
+        ValueError: ranks cannot share the tokens of a bucket.
     """
+    for count in tokens:
+        check_tokens(config.parallel.sequence, model, count)
     lengths = [padded_length(count, model.skip_stride) for count in tokens]
     graphs = {(length, length == count) for length, count in zip(lengths, tokens)}  # padding has masks
     lines = [f"{len(tokens)} buckets, {len(graphs)} graphs"]

@@ -127,18 +127,24 @@ class Encoders:
     def pixels(self, latent_BCTHW: Tensor) -> np.ndarray:
         """As pipeline.decode."""
         assert self.clips is not None
+        latent_frames = -(-self.clips.chunk_frames // self.clips.vae.config.stride_thw[0])
         with self.clips.at_work():
-            return decode(self.clips.vae, latent_BCTHW)
+            return decode(self.clips.vae, latent_BCTHW, latent_frames)
 
     def moments(self, x_BCTHW: np.ndarray) -> np.ndarray:
-        """As ClipEncoder."""
+        """As ClipEncoder, in as many parts as an update has."""
         assert self.clips is not None
-        return self.clips(x_BCTHW)
+        return np.concatenate([self.clips(part) for part in self._parts(x_BCTHW)])
 
     def text(self, captions: Sequence[str]) -> tuple:
-        """As CaptionEncoder."""
+        """As CaptionEncoder, in as many parts as an update has."""
         assert self.captions is not None
-        return self.captions(captions)
+        found = [self.captions(list(part)) for part in self._parts(np.asarray(captions, object))]
+        states, keeps = zip(*found, strict=True)
+        return np.concatenate(states), np.concatenate(keeps)
+
+    def _parts(self, x: np.ndarray) -> list[np.ndarray]:
+        return np.array_split(x, min(len(x), self.config.accumulate))
 
     def summary(self) -> str:
         """How many captions were longer than the encoder takes, and the first of them."""

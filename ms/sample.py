@@ -1,5 +1,6 @@
 """Videos, or with one frame images, from prompts: python -m ms.sample CONFIG [key=value ...]"""
 
+import math
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from common.models import TransformerConfig, VAEConfig
 from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
 from common.parallel import mesh_from_environment
 from common.runs import SampleConfig, latent_size
+from common.sharing import check_tokens
 from common.text import tokenize
 
 from . import runtime
@@ -36,6 +38,8 @@ def sample(config: SampleConfig) -> None:
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
     latent_thw = latent_size(config, vae_config, transformer_config)
+    num_tokens = math.prod(latent_thw) // transformer_config.patch_size**2
+    check_tokens(config.parallel.sequence, transformer_config, num_tokens)
     table = config.sampler.table()
     samples_mesh = config.parallel.samples_mesh(mesh)
     folder = cli.prepare_folder(config.output)

@@ -1,6 +1,6 @@
 """Training the text-to-video transformer: python -m pt.train CONFIG [key=value ...]"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 from common import cli
 from common.checkpoint import save_weights
 from common.data.t2v_config import T2VDataConfig
+from common.diffusion import draw_timesteps
 from common.images import contact_sheet, to_uint8
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
@@ -22,7 +23,6 @@ from common.t2v_training import (
     noise_for,
     sample_latents,
     step_inputs,
-    timesteps_for,
 )
 from common.training.loop import Batch, Validation, run_loop
 
@@ -83,15 +83,18 @@ class T2VTraining:
     def step(self, step: int, batch: Batch) -> Mapping[str, float]:
         """One update."""
         samples = self.samples(batch)
-        places = range(self.mesh.rank, self.config.global_batch_size, self.mesh.size)
-        parts = np.split(np.arange(len(places)), self.config.accumulate)
-        cells = self._kept_cells(samples)
-        return self.trained.step(
-            [
-                self.inputs(step, samples.take(part), [places[i] for i in part], self.config.seed, cells)
-                for part in parts
-            ]
+        places = self.mesh.share(range(self.config.global_batch_size))
+        timesteps = draw_timesteps(
+            self.config.diffusion, self.config.seed, step, self.config.global_batch_size
         )
+        cells = self._kept_cells(samples)
+        parts = []
+        for part in np.split(np.arange(len(places)), self.config.accumulate):
+            mine = [places[i] for i in part]
+            parts.append(
+                self.inputs(self.config.seed, step, mine, samples.take(part), timesteps[mine], cells)
+            )
+        return self.trained.step(parts)
 
     def samples(self, batch: Batch) -> Samples:
         """Latents' moments and text of a batch, computed now or before."""
@@ -101,14 +104,19 @@ class T2VTraining:
         return Samples(moments_BZTHW, batch["keep_BTHW"], *self.encoders.text(batch["captions"]))
 
     def inputs(
-        self, step: int, samples: Samples, places: list[int], seed: int, kept_cells: float | None
+        self,
+        seed: int,
+        step: int,
+        places: Sequence[int],
+        samples: Samples,
+        timesteps_B: np.ndarray,
+        kept_cells: float | None = None,
     ) -> tuple:
         """The arguments of the loss for samples at these places of the batch of all ranks."""
         diffusion = self.config.diffusion
         latent = sample_latents(samples.moments_BZTHW, self.vae_config, seed, step, places)
         noise = noise_for(diffusion, latent.shape[1:], seed, step, places)
-        timesteps = timesteps_for(diffusion, seed, step, self.config.global_batch_size, places)
-        return step_inputs(diffusion, self.model_config, latent, samples, timesteps, noise, kept_cells)
+        return step_inputs(diffusion, self.model_config, latent, samples, timesteps_B, noise, kept_cells)
 
     def _kept_cells(self, samples: Samples) -> float | None:
         """Cells with video in a part, on average over parts and ranks: all of them make one mean."""
@@ -135,12 +143,13 @@ class T2VTraining:
 
     def _validation_loss(self, data: T2VDataConfig) -> float:
         assert self.config.validation is not None
-        losses = []
-        seed, places = self.config.seed + 1, list(range(self.config.global_batch_size))
-        mine = self.mesh.share(places)
-        loader = self.encoders.loader(data, len(mine), seed, self.mesh)
+        losses, seed, batch_size = [], self.config.seed + 1, self.config.global_batch_size
+        batch_size //= self.config.accumulate  # what fits into memory
+        places = self.mesh.share(range(batch_size))
+        loader = self.encoders.loader(data, len(places), seed, self.mesh)
         for step, batch in loader.batches(0, self.config.validation.batches):
-            inputs = self.inputs(step, self.samples(batch), mine, seed, None)
+            timesteps = draw_timesteps(self.config.diffusion, seed, step, batch_size)[places]
+            inputs = self.inputs(seed, step, places, self.samples(batch), timesteps)
             with runtime.inference():
                 terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
             losses.append(float(runtime.to_numpy(terms)[0]))

@@ -46,7 +46,7 @@ class PatchProjection(nn.Module):
 
     def forward(self, x_SBF: Tensor) -> Tensor:
         weight_EF = self.weight.permute(0, 2, 3, 1).reshape(self.weight.shape[0], -1)
-        return ops.linear(x_SBF, weight_EF, self.bias)
+        return ops.linear(x_SBF, ops.cast_like(weight_EF, x_SBF), ops.cast_like(self.bias, x_SBF))
 
 
 class TimestepEmbedding(nn.Module):

@@ -82,7 +82,7 @@ def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
     if died(own_path):
         with open(own_path, "a") as file:
             file.write(f", died at {now}")
-        time.sleep(GRACE)  # until the others have written the same
+    time.sleep(GRACE)  # until others have written the same
     first = min((path for path in (own_path, *others) if died(path)), key=time_of_death)
     print(
         f"error: rank {int(first.name.removeprefix('rank-'))} died ({first.read_text()}), so rank {own} ends "
@@ -96,9 +96,9 @@ def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
 
 
 def time_of_death(path: Path) -> int:
-    """As the process beside a rank wrote it; 0 where that died too."""
+    """As the process beside a rank wrote it; late where it did not, having ended the rank itself."""
     _, _, time_ns = path.read_text().partition("died at ")
-    return int(time_ns or 0)
+    return int(time_ns or sys.maxsize)
 
 
 def died(path: Path) -> bool:

@@ -3,7 +3,17 @@
 import pytest
 
 from common.models import TransformerConfig
-from common.sharing import STAY, TO_J, TO_M, check_sharing, describe_traffic, moves, to_heads, traffic
+from common.sharing import (
+    STAY,
+    TO_J,
+    TO_M,
+    check_sharing,
+    check_tokens,
+    describe_traffic,
+    moves,
+    to_heads,
+    traffic,
+)
 from common.skiparse import FULL
 
 RELEASED = TransformerConfig()
@@ -41,3 +51,10 @@ def test_one_rank_sends_nothing():
 def test_ranks_that_cannot_share_are_refused(kind, ranks, message):
     with pytest.raises(ValueError, match=message):
         check_sharing(kind, ranks, RELEASED)
+
+
+def test_tokens_that_do_not_divide_are_refused():
+    dense = RELEASED.replace(sparse1d=False, sparse_n=1)
+    check_tokens(4, RELEASED, 9)  # padded to 16
+    with pytest.raises(ValueError, match="got 2 ranks for 9 tokens"):
+        check_tokens(2, dense, 9)

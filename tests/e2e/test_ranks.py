@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 NUM_TOKENS = int(np.prod(LATENT_THW)) // PLAN.patch_size**2
 WORKER = "tests/e2e/ranks_worker.py"
 CASES = {
-    1: {"whole": "", "parts": "accumulate=2"},
+    1: {
+        "whole": "",
+        "parts": "accumulate=2",
+        "memory": "ema_on_host=true,encoders_on_host=true,recompute=2",
+    },
     2: {
         "data": "",
         "zero1": "parallel.zero=1",
@@ -113,8 +117,9 @@ def test_ranks_send_what_was_announced(name, trained):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
-def test_parts_equal_the_whole_batch(name, trained):
-    check(trained(name, 1)["parts"], trained(name, 1)["whole"])
+def test_saving_memory_changes_nothing(name, trained):
+    for case in ("parts", "memory"):
+        check(trained(name, 1)[case], trained(name, 1)["whole"])
 
 
 @pytest.mark.ms

@@ -159,6 +159,21 @@ def test_both_trees_train_alike(whole):
     assert moved > 100 * apart
 
 
+@pytest.mark.parametrize("name", TREES)
+def test_half_precision_is_close(name, whole, tmp_path):
+    """float16 with a loss scale in both trees, bfloat16 where the CPU has it."""
+    config, full = whole(name)
+    short = ["loop.steps=4", "validation=null", "loop.validate_every=0"]
+    for dtype in ("float16", "bfloat16")[: 1 + (name == "pt")]:
+        output = tmp_path / dtype
+        run(command(name, "train", config, f"dtype={dtype}", "accumulate=2", *short, f"output={output}"))
+        assert all(("loss_scale" in row) == (dtype == "float16") for row in losses(output))
+        for row, expected in zip(losses(output), losses(full)[:4], strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], rel=2e-2)
+            assert row["loss"] != expected["loss"]
+        assert all(np.isfinite(x).all() and x.dtype == np.float32 for x in model_weights(output).values())
+
+
 @pytest.mark.ms
 def test_a_graph_for_each_number_of_tokens(tmp_path):
     """Upright and lying clips share one; what was announced is what is compiled."""

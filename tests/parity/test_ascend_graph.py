@@ -250,8 +250,8 @@ def test_forward_is_fused_attention_on_views(latent_thw, pad_text):
     check_attentions(graph, SPARSE, batch=2)
     check_paths(graph)
     check_transposes(graph)
-    # cut patches, modulation to (6,B,E), into native order; out of it, join patches
-    assert len(graph.find("Transpose")) == 5
+    # cut patches, their weight, modulation to (6,B,E), into native order; out of it, join patches
+    assert len(graph.find("Transpose")) == 6
     assert not in_graph(graph, "Gather Scatter Softmax BatchMatMul")
 
     masks = [graph.type_of(node.inputs[MASK]) for node in graph.find(FLASH)]
@@ -273,7 +273,9 @@ def test_gradient_is_fused_attention_on_views(latent_thw, pad_text):
     check_attentions(graph, SPARSE, batch=2, operator=FLASH_GRAD)
     check_paths(graph, text_is_input=False)
     check_transposes(graph)
-    assert len(graph.find("Transpose")) == 10  # 4 of the forward graph, the text's, and their gradients
+    # forward: cut patches, their weight, native order, modulation, text; gradients of all but the first and
+    # third, and of the way out
+    assert len(graph.find("Transpose")) == 10
     assert not in_graph(graph, "Gather Scatter Softmax BatchMatMul")
 
     forward_inputs = {node.inputs[:3]: node.inputs[MASK] for node in graph.find(FLASH)}
@@ -296,7 +298,7 @@ def test_32_layers_are_the_same_graph_repeated():
     graph, _, _ = forward(PADDED, pad_text=True, config=config)
     report("forward, 32 layers", graph)
     assert len(graph.find(FLASH)) == 64
-    assert len(graph.find("Transpose")) == 5
+    assert len(graph.find("Transpose")) == 6
     check_attentions(graph, config, batch=2)
     check_paths(graph)
     check_transposes(graph)
