@@ -8,13 +8,12 @@ order, F values of a patch; L text tokens, E text width.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from .conditions import GridInputs, grid_inputs
+from .conditions import grid_inputs
 from .config import Config
 from .data.t2v_config import T2VDataConfig
 from .diffusion import DiffusionConfig, mixture, told
@@ -133,7 +132,8 @@ class Samples(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Samples":
         """Some of them."""
-        return Samples(*(x if x is None else x[rows] for x in self))
+        keep = None if self.keep_BTHW is None else self.keep_BTHW[rows]
+        return Samples(self.moments_BZTHW[rows], keep, self.text_BLE[rows], self.keep_BL[rows])
 
 
 def sample_latents(
@@ -169,7 +169,7 @@ def step_inputs(
     B, C, T, H, W = latent_BCTHW.shape
     patch, stride = model.patch_size, model.skip_stride
     keep = samples.keep_BTHW
-    grid = _grid(model, (T, H, W), B) if keep is None else grid_inputs(model, (T, H, W), B, keep)
+    grid = grid_inputs(model, (T, H, W), B, keep)
     return (
         to_patches(latent_BCTHW, patch, stride),
         to_patches(noise_BCTHW, patch, stride),
@@ -182,11 +182,6 @@ def step_inputs(
         grid.sin_S13P,
         grid.keep_video,
     )
-
-
-@lru_cache(maxsize=64)
-def _grid(model: TransformerConfig, latent_thw: tuple[int, int, int], batch: int) -> GridInputs:
-    return grid_inputs(model, latent_thw, batch)
 
 
 def shares(

@@ -22,6 +22,7 @@ class Owned(nn.Cell):
     """
 
     stage = 3
+    mean: Any
 
     def __init__(self, ranks: Ranks):
         super().__init__(auto_prefix=False)

@@ -258,8 +258,8 @@ class Transformer(nn.Cell):
 
     def units(self) -> list:
         """Modules that are called as a whole, inner ones first: what can be brought together one by one."""
-        units = [self.caption_projection]
-        for block in self.transformer_blocks:
+        units, blocks = [self.caption_projection], list[Any](self.transformer_blocks)
+        for block in blocks:
             units += [block.attn2.to_k, block.attn2.to_v, block]
         return units
 

@@ -22,6 +22,7 @@ class Owned(nn.Module):
     """
 
     stage = 3
+    mean: Any
 
     def __init__(self, ranks: Ranks):
         super().__init__()

@@ -23,7 +23,7 @@ class Sequence(nn.Module):
     def __init__(self, stride: int, kind: sharing.Kind = "skiparse", group: Group = ALONE):
         super().__init__()
         self.stride = stride
-        self.kind = kind
+        self.kind: sharing.Kind = kind
         self.size, self.rank = group.size, group.rank
         self.skips = kind == "skiparse" and group.size > 1
         if group.size > 1:

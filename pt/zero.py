@@ -6,6 +6,7 @@ rank; stage 2 cuts the sums of gradients that accumulate as well; for stage 3 se
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,7 +17,26 @@ from .parallel import Gather, Mean, MeanPart, Ranks
 
 
 class Shards(nn.Module):
-    """What all stages below 3 do alike."""
+    """What ranks share of long vectors, and what all stages below 3 do alike."""
+
+    stage: int
+    mean: Any  # of a tensor over ranks
+
+    def mean_part(self, x: Tensor) -> Tensor:
+        """What this rank updates of the mean over ranks of a vector."""
+        raise NotImplementedError
+
+    def part(self, x: Tensor) -> Tensor:
+        """What this rank updates of a vector that is the same on all."""
+        raise NotImplementedError
+
+    def whole(self, part: Tensor, length: int) -> Tensor:
+        """The vector of so many elements, from all ranks' parts."""
+        raise NotImplementedError
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over parts of a number."""
+        raise NotImplementedError
 
     def arrays(self, vector: Tensor, params: Sequence) -> list:
         """The whole array of each parameter that was joined; all ranks ask together."""
@@ -40,19 +60,15 @@ class Replicated(Shards):
         self.mean = mean
 
     def mean_part(self, x: Tensor) -> Tensor:
-        """What this rank updates of the mean over ranks of a vector."""
         return self.mean(x)
 
     def part(self, x: Tensor) -> Tensor:
-        """What this rank updates of a vector that is the same on all."""
         return x
 
     def whole(self, part: Tensor, length: int) -> Tensor:
-        """The vector of so many elements, from all ranks' parts."""
         return part
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum over parts of a number."""
         return x
 
 
@@ -69,21 +85,17 @@ class Sharded(Shards):
         self.gather = Gather(group)
 
     def mean_part(self, x: Tensor) -> Tensor:
-        """What this rank updates of the mean over ranks of a vector."""
         return self.scatter(self.padded(x))
 
     def part(self, x: Tensor) -> Tensor:
-        """What this rank updates of a vector that is the same on all."""
         x = self.padded(x)
         length = x.shape[0] // self.size
         return x[self.rank * length : (self.rank + 1) * length]
 
     def whole(self, part: Tensor, length: int) -> Tensor:
-        """The vector of so many elements, from all ranks' parts."""
         return self.gather(part)[:length]
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum over parts of a number."""
         return self.mean(x) * self.size
 
     def padded(self, x: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def validation_losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
     rows = [row for row in read_rows(run / "losses.jsonl") if LOSS in row]
     if not rows:
         raise ValueError(f"{run}: no {LOSS} in losses.jsonl; wanted a run with validation.data")
-    return tuple(np.array([row[key] for row in rows], float) for key in ("step", LOSS))
+    steps, losses = (np.array([row[key] for row in rows], float) for key in ("step", LOSS))
+    return steps, losses
 
 
 if __name__ == "__main__":

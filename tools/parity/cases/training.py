@@ -56,8 +56,8 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
         results |= mixed(diffusion, index, case, latent, noise, keep)
         output = f"model_pred_step{index}"
         # cells without video attend among padding in the reference; no loss and no gradient sees them
-        patches, size = tree.numpy(values[2]), latent.shape[2:]
-        prediction = from_patches(patches, size, config.patch_size, config.skip_stride)
+        patches, (_, _, T, H, W) = tree.numpy(values[2]), latent.shape
+        prediction = from_patches(patches, (T, H, W), config.patch_size, config.skip_stride)
         results[output] = np.where(keep[:, None], prediction, case.outputs[output])
         results[f"loss_step{index}"] = tree.numpy(values[0])
         for name, grad in zip(params, grads, strict=True):
