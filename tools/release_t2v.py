@@ -1,9 +1,9 @@
 """Makes a release of a trained text-to-video transformer, and measures if its videos show what captions say.
 
-    python -m tools.release_t2v make outputs/train_tiny_3/checkpoints/step-00010000/model assets/t2v_tiny
-    python -m tools.release_t2v measure CONFIG --tree pt --json t2v.json --sheet t2v.png [key=value ...]
+    python -m tools.release_t2v make outputs/train_tiny_2/checkpoints/STEP/model assets/t2v_tiny
+    python -m tools.release_t2v measure configs/sample_demo.yaml --tree pt --sheet t2v.png [key=value ...]
 
-CONFIG is a `sample` config; its prompt is replaced by the captions of held-out scenes, of which the oracle
+The config is one of `sample`; its prompt is replaced by the captions of held-out scenes, of which the oracle
 reads colour, shape and motion back. Exit code 0: every goal is met; 1: one is missed; 2: could not run.
 """
 

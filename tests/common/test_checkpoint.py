@@ -100,3 +100,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         fail()
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    """As any file that a program of this user writes."""
+    (tmp_path / "plain").touch()
+    save_weights(tmp_path, {"w": np.zeros(3, np.float32)}, {})
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
