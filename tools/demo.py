@@ -36,8 +36,8 @@ def main() -> int:
         ok &= agree(command)
     print(f"\nLook at {OUTPUT}/: an .mp4, a contact sheet .png and a .json with all settings for each run.")
     print(
-        "The VAE is the tiny release's. The transformer has random weights: what moves in the samples is\n"
-        "texture. README.md tells how to use released ones."
+        "The models are the tiny release's; assets/t2v_tiny/README.md tells how well it keeps to its\n"
+        "prompts, and README.md how to use released weights."
     )
     return 0 if ok else 1
 

@@ -166,9 +166,10 @@ def run_pieces(tree: Tree, case: Case) -> Arrays:
     modulation, embedded = tree.call(model.adaln_single, features, models=(model,))
     T, H, W = (n * s for n, s in zip(case.record["grid_thw"], (1, 2, 2), strict=True))
     patch, patches_to_frames = config.patch_size, tree.transformer.patches_to_frames
+    frames_to_patches = tree.transformer.frames_to_patches
 
     def embed(latent):
-        return model.pos_embed(tree.transformer.frames_to_patches(latent, patch))
+        return model.pos_embed(frames_to_patches(latent, patch))
 
     def final(tokens, embedded):
         return patches_to_frames(model.project_out(tokens, embedded), T, H, W, patch)
