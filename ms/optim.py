@@ -9,7 +9,6 @@ from mindspore import Tensor, nn
 from common.optim import EMA_DECAY, LOSS_SCALE, SHRINK, SPREAD, STEP_SIZE, AdamWConfig, OptimConfig
 
 from . import ops, runtime
-from .fsdp import Owned
 from .zero import Shards
 
 MAX_ELEMENTS = 2**26  # of a joined vector: 256 MiB of float32, far from what indexes of 32 bits can reach
@@ -39,7 +38,7 @@ class Step(nn.Cell):
         loss: nn.Cell,
         params: Mapping,
         config: OptimConfig,
-        shards: Shards | Owned,
+        shards: Shards,
         average: bool,
     ):
         super().__init__(auto_prefix=False)
@@ -107,7 +106,7 @@ class Update(nn.Cell):
     gradients are not finite nothing changes.
     """
 
-    def __init__(self, params: Mapping, config: OptimConfig, shards: Shards | Owned, average: bool):
+    def __init__(self, params: Mapping, config: OptimConfig, shards: Shards, average: bool):
         super().__init__(auto_prefix=False)
         self.config = config
         self.shards = shards

@@ -14,45 +14,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .parallel import Mean, Ranks
 
 
-class Owned(nn.Module):
+def owned(ranks: Ranks) -> Any:
     """What zero.Sharded is for stages 1 and 2: here vectors are joined from this rank's parts only.
 
     Raises:
         ValueError: this tree has no stage 3.
     """
-
-    stage = 3
-    mean: Any
-
-    def __init__(self, ranks: Ranks):
-        super().__init__()
-        self.mean = Mean(ranks.size)
-
-    def mean_part(self, x: Tensor) -> Tensor:
-        """The vector, which arrives averaged."""
-        return x
-
-    def part(self, x: Tensor) -> Tensor:
-        """The vector, which has this rank's part only."""
-        return x
-
-    def whole(self, part: Tensor, length: int) -> Tensor:
-        """The vector, which stays a part."""
-        return part
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over parts of a number."""
-        return self.mean(x) * self.mean.size
-
-    def arrays(self, vector: Tensor, params: Sequence) -> list:
-        """The whole array of each parameter that was joined; all ranks ask together."""
-        parts = torch.split(vector.detach(), [param.to_local().numel() for param in params])
-        return [_whole(part, param).cpu().numpy() for part, param in zip(parts, params, strict=True)]
-
-    def vector(self, arrays: Sequence, params: Sequence) -> np.ndarray:
-        """This rank's part of the joined arrays."""
-        parts = [_own(array, param).reshape(-1) for array, param in zip(arrays, params, strict=True)]
-        return torch.cat(parts).cpu().numpy()
+    return _Owned(ranks)
 
 
 def shard_parameters(root: nn.Module, units: Sequence, ranks: Ranks) -> None:
@@ -64,6 +32,37 @@ def shard_parameters(root: nn.Module, units: Sequence, ranks: Ranks) -> None:
     mesh = init_device_mesh("cuda" if ranks.device == "cuda" else "cpu", (ranks.size,))
     for unit in (*units, root):
         fully_shard(unit, mesh=mesh)
+
+
+class _Owned(nn.Module):
+    """The interface of zero.Shards."""
+
+    stage = 3
+    mean: Any
+
+    def __init__(self, ranks: Ranks):
+        super().__init__()
+        self.mean = Mean(ranks.size)
+
+    def mean_part(self, x: Tensor) -> Tensor:
+        return x
+
+    def part(self, x: Tensor) -> Tensor:
+        return x
+
+    def whole(self, part: Tensor, length: int) -> Tensor:
+        return part
+
+    def total(self, x: Tensor) -> Tensor:
+        return self.mean(x) * self.mean.size
+
+    def arrays(self, vector: Tensor, params: Sequence) -> list:
+        parts = torch.split(vector.detach(), [param.to_local().numel() for param in params])
+        return [_whole(part, param).cpu().numpy() for part, param in zip(parts, params, strict=True)]
+
+    def vector(self, arrays: Sequence, params: Sequence) -> np.ndarray:
+        parts = [_own(array, param).reshape(-1) for array, param in zip(arrays, params, strict=True)]
+        return torch.cat(parts).cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -81,7 +80,11 @@ def _unsharded(root: nn.Module) -> Iterator[None]:
 
 
 def together(root: nn.Module) -> Any:
-    """A context in which all parameters are whole, to use parts of `root` on their own."""
+    """A context in which all parameters are whole, to use parts of `root` on their own.
+
+    Raises:
+        ValueError: this tree has no stage 3.
+    """
     return _unsharded(root)
 
 

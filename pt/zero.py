@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from . import ops, runtime
-from .fsdp import Owned
+from .fsdp import owned
 from .parallel import Gather, Mean, MeanPart, Ranks
 
 
@@ -104,8 +104,8 @@ class Sharded(Shards):
         return ops.cat((x, ops.zeros((missing,), x)), 0) if missing else x
 
 
-def sharding(ranks: Ranks, stage: int) -> Shards | Owned:
+def sharding(ranks: Ranks, stage: int) -> Shards:
     """For a stage, which is 0 where there is one rank."""
     if stage == 3 and ranks.size > 1:
-        return Owned(ranks)
+        return owned(ranks)
     return Sharded(ranks, stage) if stage and ranks.size > 1 else Replicated(ranks.mean)

@@ -92,3 +92,11 @@ def test_the_rate_warms_up_and_decays():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[7] == pytest.approx(0.55)
     assert rates[11:] == pytest.approx([0.1, 0.1, 0.1])
+
+
+@pytest.mark.ms
+def test_what_a_tree_lacks_is_refused_with_the_remedy():
+    from tools.parity.tree import Tree
+
+    with pytest.raises(ValueError, match="got 3, wanted at most 2: .* use zero=2"):
+        Tree("ms").fsdp.owned(None)
