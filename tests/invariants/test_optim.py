@@ -98,5 +98,5 @@ def test_the_rate_warms_up_and_decays():
 def test_what_a_tree_lacks_is_refused_with_the_remedy():
     from tools.parity.tree import Tree
 
-    with pytest.raises(ValueError, match="got 3, wanted at most 2: .* use zero=2"):
+    with pytest.raises(ValueError, match=r"got 3, wanted at most 2: .* use zero=2"):
         Tree("ms").fsdp.owned(None)
