@@ -6,7 +6,7 @@ The layout is the Hugging Face hub's: `diffusion_pytorch_model.safetensors`, or 
 """
 
 import json
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,6 +51,8 @@ def shapes_of(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Shapes by name, without reading the tensors of stored weights."""
     if isinstance(weights, StoredWeights):
         return weights.shapes
+    if isinstance(weights, ChainMap):
+        return {name: shape for part in weights.maps[::-1] for name, shape in shapes_of(part).items()}
     return {name: tuple(array.shape) for name, array in weights.items()}
 
 

@@ -21,12 +21,14 @@ from .data.buckets import Bucket
 from .data.t2v_config import T2VDataConfig
 from .files import write_json, write_safetensors
 from .fingerprint import check_fingerprint
+from .i2v_training import I2VConfig
 from .models import read_json
 from .runs import Device, DType, ModelSource
 from .text import TextConfig
 
 INDEX = "index.json"
 NO_CAPTION = "no_caption.safetensors"  # text states of the empty caption, for guidance
+ARRAYS = {"moments": "moments_ZTHW", "text": "text_LE", "shown": "shown_ZTHW", "given": "given_T"}
 FORMAT = 1
 STORED_DTYPES = Literal["float16", "float32"]
 
@@ -37,6 +39,7 @@ class EncodeConfig(Config):
     vae: ModelSource
     text: TextConfig
     data: T2VDataConfig  # captions are not dropped here but in training
+    conditions: I2VConfig | None = None  # what an image-to-video model is shown of each clip, drawn once
     clips: int | None = Field(default=None, ge=1)  # generated scenes; annotated clips are all taken
     passes: int = Field(default=1, ge=1)  # over annotated clips, each with other excerpts and captions
     batch_size: int = Field(default=1, ge=1)  # clips that go through the VAE together
@@ -75,6 +78,8 @@ class Item(NamedTuple):
     bucket: Bucket
     moments_ZTHW: np.ndarray  # of the posterior: means, then log variances
     text_LE: np.ndarray  # without padding
+    shown_ZTHW: np.ndarray | None = None  # moments of what an image-to-video model is shown
+    given_T: np.ndarray | None = None  # and which frames that are, of pixels
 
 
 def order_of(config: EncodeConfig) -> str:
@@ -130,10 +135,12 @@ def write_shard(path: Path, items: Sequence[Item], steps: range, made_with: dict
     """
     arrays = {}
     for place, item in enumerate(items):
-        arrays[f"{place}.moments"], arrays[f"{place}.text"] = item.moments_ZTHW, item.text_LE
+        values = item._asdict()
+        arrays |= {f"{place}.{name}": values[key] for name, key in ARRAYS.items() if values[key] is not None}
     listed = [item._asdict() for item in items]
     for entry in listed:
-        del entry["moments_ZTHW"], entry["text_LE"]
+        for key in ARRAYS.values():
+            del entry[key]
     metadata = {"steps": json.dumps([steps.start, steps.stop]), "items": json.dumps(listed)}
     _write(path, arrays, metadata, made_with)
 

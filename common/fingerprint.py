@@ -13,6 +13,7 @@ from typing import Any
 from .checkpoint import weight_files
 from .data.annotations import annotation_files
 from .data.t2v_config import T2VDataConfig
+from .i2v_training import I2VConfig
 from .runs import ModelSource
 from .text import TOKENIZER_FILES, TextConfig, model_dir
 
@@ -33,15 +34,32 @@ UNBOUND = (
 REMEDY = "encode the clips anew into another folder, or use what the cache was made with"
 
 
-def fingerprint(vae: ModelSource, text: TextConfig, data: T2VDataConfig) -> dict[str, str]:
-    """A hash of each thing that decides what a cache holds."""
+def fingerprint(
+    vae: ModelSource, text: TextConfig, data: T2VDataConfig, conditions: I2VConfig | None = None
+) -> dict[str, str]:
+    """A hash of each thing that decides what a cache holds.
+
+    Raises:
+        ValueError: conditions that change with the step, or a file that is missing.
+    """
     settings = text.model_dump(exclude={"path", "dtype"})
     clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
+    shown = {} if conditions is None else {"conditions": _hash([_one_stage(conditions).model_dump()])}
     return {
         "vae": _hash_of_model(vae),
         "text": _hash([settings, *_digests(_encoder_files(text))]),
         "data": _hash([clips, *_digests(annotation_files(data.annotations))]),
+        **shown,
     }
+
+
+def _one_stage(conditions: I2VConfig) -> I2VConfig:
+    if len(conditions.stages) > 1:
+        raise ValueError(
+            f"conditions: got {len(conditions.stages)} stages, wanted one: what a cache shows of its clips "
+            "is drawn when they are encoded; make a cache and a run for each stage, or train from the clips"
+        )
+    return conditions
 
 
 def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
@@ -54,6 +72,7 @@ def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder:
         "vae": "another VAE",
         "text": "another text encoder or max_length",
         "data": "other clips: annotations, sizes, lengths or captions",
+        "conditions": "other conditions, or none, of an image-to-video model",
         "order": f"{made_with.get('order')}, not {wanted.get('order')}",
     }
     wrong = [what[key] for key in wanted if made_with.get(key) != wanted[key]]

@@ -209,6 +209,7 @@ class TransformerConfig(HubConfig):
     interpolation_scale_t: float = 1.0
     sparse1d: bool = True
     sparse_n: int = 4
+    vae_scale_factor_t: int | None = None  # mask channels of an image-to-video model; None: text-to-video
     # ours, absent from released files
     num_dense_ends: int = (
         2  # dense blocks at each end; 2 at 32 layers is the reference's "blocks 2..29 are sparse"
@@ -240,6 +241,11 @@ class TransformerConfig(HubConfig):
         for name in (*counts, "caption_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.vae_scale_factor_t is not None and self.vae_scale_factor_t < 1:
+            raise ValueError(
+                f"vae_scale_factor_t={self.vae_scale_factor_t} must be the VAE's frames per latent frame, or "
+                "null"
+            )
         return self
 
     @property
@@ -247,9 +253,19 @@ class TransformerConfig(HubConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def mask_channels(self) -> int:
+        """Of the mask that tells an image-to-video model what to generate; 0: it is a text-to-video model."""
+        return self.vae_scale_factor_t or 0
+
+    @property
     def skip_stride(self) -> int:
         """K: 1 means that every block is dense."""
         return self.sparse_n if self.sparse1d else 1
+
+    def hub_dict(self) -> dict[str, Any]:
+        """What a `config.json` holds."""
+        values = self.model_dump(exclude_none=True)
+        return {"_class_name": f"OpenSora{'Inpaint' if self.mask_channels else 'T2V'}_v1_3", **values}
 
     @property
     def plan(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +40,16 @@ def plan_jobs(prompts: Sequence[str], num_samples: int, seed: int) -> list[Job]:
     ]
 
 
-def batches(jobs: list[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Jobs in groups of at most batch_size."""
-    for start in range(0, len(jobs), batch_size):
-        yield jobs[start : start + batch_size]
+def batches(jobs: list[Job], batch_size: int, sizes: Sequence[tuple[int, int]]) -> Iterator[list[Job]]:
+    """Jobs of one size in groups of at most batch_size.
+
+    Args:
+        sizes: of the videos of each prompt.
+    """
+    for _, alike in groupby(jobs, key=lambda job: sizes[job.prompt_index]):
+        group = list(alike)
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
 
 
 def write_frames(folder: Path, stem: str, frames_THWC: np.ndarray, fps: float) -> list[str]:

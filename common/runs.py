@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from .config import Config, build
 from .fvd import MIN_FRAMES
+from .given import GivenConfig
 from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
 from .parallel import Mesh
 from .samplers import Prediction, SamplerTable, sampler_table
@@ -98,8 +99,10 @@ class SequenceConfig(Config):
         return Mesh(mesh.rank // self.sequence, mesh.size // self.sequence, mesh.local_rank)
 
 
-class SampleConfig(Config):
-    """`python -m ms.sample` / `python -m pt.sample`: videos (or, with one frame, images) from prompts."""
+class SampleConfig(GivenConfig):
+    """`python -m ms.sample` / `python -m pt.sample`: videos (or, with one frame, images) from prompts, and by
+    an image-to-video model from pictures or video.
+    """
 
     transformer: ModelSource
     vae: ModelSource
@@ -111,6 +114,11 @@ class SampleConfig(Config):
     num_frames: int = Field(default=93, ge=1)
     height: int = Field(default=352, ge=16)
     width: int = Field(default=640, ge=16)
+    window_frames: int = Field(
+        default=0, ge=0
+    )  # made at once by an image-to-video model; 0: as many as it was
+    # trained on
+    overlap_frames: int = Field(default=0, ge=0)  # of a window, known from the one before; 0: a quarter
     fps: float = Field(default=16, gt=0, le=1000)  # of the written video
     num_samples: int = Field(default=1, ge=1)  # per prompt
     batch_size: int = Field(default=1, ge=1)  # videos denoised together
@@ -208,10 +216,15 @@ def check_pair(vae: VAEConfig, transformer: TransformerConfig) -> None:
     """Refuse a transformer that was not made for the latents of this VAE.
 
     Raises:
-        ValueError: their numbers of channels differ.
+        ValueError: their numbers of channels differ, or a mask has not one for each frame of a latent frame.
     """
     if transformer.in_channels != vae.latent_dim:
         raise ValueError(
             f"transformer.in_channels is {transformer.in_channels}, vae.latent_dim is {vae.latent_dim}; "
             "they must be equal: these two models do not belong together"
+        )
+    if transformer.mask_channels not in (0, vae.stride_thw[0]):
+        raise ValueError(
+            f"transformer.vae_scale_factor_t is {transformer.mask_channels}, the VAE has {vae.stride_thw[0]} "
+            "frames to a latent frame; they must be equal: these two models do not belong together"
         )

@@ -8,7 +8,7 @@ order, F values of a patch; L text tokens, E text width.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -17,6 +17,9 @@ from .conditions import grid_inputs
 from .config import Config
 from .data.t2v_config import T2VDataConfig
 from .diffusion import DiffusionConfig, mixture, told
+from .i2v_training import I2VConfig
+from .latents import draw_latents
+from .masks import Condition
 from .models import TransformerConfig, VAEConfig
 from .noise import index_of, normal
 from .optim import OptimConfig
@@ -77,6 +80,7 @@ class T2VTrainConfig(Config):
     text: TextConfig
     data: T2VDataConfig
     diffusion: DiffusionConfig = DiffusionConfig()
+    conditions: I2VConfig | None = None  # what an image-to-video model is shown of its clips
     validation: T2VValidationConfig | None = None
     global_batch_size: int = Field(default=1, ge=1)  # clips of an update, of all ranks together
     accumulate: int = Field(default=1, ge=1)  # parts a rank's clips are cut into, to fit into memory
@@ -123,28 +127,44 @@ class T2VTrainConfig(Config):
 
 
 class Samples(NamedTuple):
-    """What is known of a rank's samples before noise: clean latents and text."""
+    """What is known of a rank's samples before noise: clean latents, text, and what is shown."""
 
     moments_BZTHW: np.ndarray
     keep_BTHW: np.ndarray | None  # latent cells that hold video; None: all
     text_BLE: np.ndarray
     keep_BL: np.ndarray
+    shown_BZTHW: np.ndarray | None = None  # moments of what an image-to-video model is shown
+    mask_BMTHW: np.ndarray | None = None  # and where it has to generate
 
     def take(self, rows: np.ndarray) -> "Samples":
         """Some of them."""
-        keep = None if self.keep_BTHW is None else self.keep_BTHW[rows]
-        return Samples(self.moments_BZTHW[rows], keep, self.text_BLE[rows], self.keep_BL[rows])
+        parts: Any = (None if part is None else part[rows] for part in self)
+        return Samples(*parts)
 
 
 def sample_latents(
-    moments_BZTHW: np.ndarray, config: VAEConfig, seed: int, step: int, places: Sequence[int]
+    moments_BZTHW: np.ndarray,
+    config: VAEConfig,
+    seed: int,
+    step: int,
+    places: Sequence[int],
+    kind: str = "posterior",
 ) -> np.ndarray:
     """The transformer's latents (B,C,T,H,W): a draw from the posterior, scaled."""
-    mean, logvar = np.split(moments_BZTHW, 2, axis=1)
-    noise = draws("posterior", mean.shape[1:], seed, step, places)
-    z = mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise
-    scale, shift = (np.asarray(x, np.float32).reshape(1, -1, 1, 1, 1) for x in (config.scale, config.shift))
-    return (z - shift) * scale
+    B, two_Z, T, H, W = moments_BZTHW.shape
+    noise = draws(kind, (two_Z // 2, T, H, W), seed, step, places)
+    return draw_latents(moments_BZTHW, noise, config)
+
+
+def sample_condition(
+    samples: Samples, config: VAEConfig, seed: int, step: int, places: Sequence[int]
+) -> Condition | None:
+    """What an image-to-video model is shown; None for a text-to-video model."""
+    if samples.shown_BZTHW is None:
+        return None
+    assert samples.mask_BMTHW is not None
+    latent = sample_latents(samples.shown_BZTHW, config, seed, step, places, "posterior of condition")
+    return Condition(latent, samples.mask_BMTHW)
 
 
 def draws(kind: str, shape: tuple, seed: int, step: int, places: Sequence[int]) -> np.ndarray:
@@ -159,6 +179,7 @@ def step_inputs(
     samples: Samples,
     timesteps_B: np.ndarray,
     noise_BCTHW: np.ndarray,
+    condition: Condition | None = None,
     kept_cells: float | None = None,
 ) -> tuple:
     """The arguments of DiffusionLoss but the last: NumPy arrays, None, or a tuple of arrays.
@@ -181,6 +202,7 @@ def step_inputs(
         grid.cos_S13P,
         grid.sin_S13P,
         grid.keep_video,
+        condition and condition.patches(model),
     )
 
 

@@ -6,7 +6,7 @@ Shapes: S video tokens (padded) in native order, B batch, F values of a patch ("
 from mindspore import Tensor, nn
 
 from . import ops, runtime
-from .transformer import TextProjection, Transformer
+from .transformer import ConditionProjection, TextProjection, Transformer
 
 
 class DiffusionLoss(nn.Cell):
@@ -23,6 +23,8 @@ class DiffusionLoss(nn.Cell):
         self.transformer = transformer
         self.dtype = runtime.DTYPES[dtype]
         self.text_projection = TextProjection(transformer)
+        if transformer.takes_condition:
+            self.condition_projection = ConditionProjection(transformer)
 
     def construct(
         self,
@@ -36,6 +38,7 @@ class DiffusionLoss(nn.Cell):
         cos_S13P: Tensor,
         sin_S13P: Tensor,
         keep_video: tuple | None,
+        condition_SBF: Tensor | None,
         scale: Tensor,
     ) -> tuple:
         """(scale * loss, terms, prediction).
@@ -44,6 +47,7 @@ class DiffusionLoss(nn.Cell):
             share_SBF: what each value counts in the mean: they add up to 1, padding has 0; (1,1,F) if all
                 count alike.
             mixture_5B: rows of common.diffusion.Mixture.
+            condition_SBF: patches of common.masks.Condition; None for a text-to-video model.
             scale: what the loss is multiplied with, so that half-precision gradients do not vanish.
         """
         sequence = self.transformer.sequence
@@ -52,8 +56,11 @@ class DiffusionLoss(nn.Cell):
         target = per_sample(target_signal) * latent_SBF + per_sample(target_noise) * noise_SBF
         x_SBF = ops.to_dtype(noisy, self.dtype)
         text_kv = self.text_projection(ops.to_dtype(text_BLC, self.dtype))
+        condition_sBE = None
+        if condition_SBF is not None:
+            condition_sBE = self.condition_projection(ops.to_dtype(condition_SBF, self.dtype))
         prediction = self.transformer.denoise(
-            x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video
+            x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video, condition_sBE
         )
         error = ops.to_float32(prediction) - sequence.share(target)
         # the mean over ranks follows: those that share a sequence add up to it

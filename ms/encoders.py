@@ -23,7 +23,7 @@ from common.text import TextConfig, tokenize
 
 from . import runtime
 from .loading import load_vae
-from .pipeline import decode
+from .pipeline import decode, encode
 from .text import TextEncoder
 from .vae import WFVAE
 
@@ -48,14 +48,13 @@ class ClipEncoder:
             on_host: the VAE rests in the host's memory between uses.
         """
         self.vae: WFVAE = load_vae(source, config, dtype, device)
-        self.dtype, self.chunk_frames = dtype, chunk_frames
+        self.chunk_frames = chunk_frames
         self.at_work = resting(self.vae, device, on_host)
 
     def __call__(self, x_BCTHW: np.ndarray) -> np.ndarray:
         """moments (B,2Z,T',H/8,W/8), float32."""
-        with runtime.inference(), self.at_work():
-            x = runtime.to_tensor(x_BCTHW, self.dtype)
-            return runtime.to_numpy(self.vae.encode(x, self.chunk_frames)).astype(np.float32)
+        with self.at_work():
+            return encode(self.vae, x_BCTHW, self.chunk_frames)
 
 
 class CaptionEncoder:
@@ -121,7 +120,7 @@ class Encoders:
         """Batches of one rank, from the cache if there is one."""
         if data.encoded is None:
             return T2VLoader(data, batch_size, seed, mesh)
-        made_with = fingerprint(self.config.vae, self.config.text, data)
+        made_with = fingerprint(self.config.vae, self.config.text, data, self.config.conditions)
         return EncodedLoader(data, made_with, batch_size, seed, mesh)
 
     def pixels(self, latent_BCTHW: Tensor) -> np.ndarray:

@@ -3,12 +3,13 @@ placed.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mindspore import nn
 
 from common.checkpoint import StoredWeights
+from common.i2v_training import add_condition_layers
 from common.models import (
     DiscriminatorConfig,
     HubConfig,
@@ -18,7 +19,7 @@ from common.models import (
     VAEConfig,
     read_hub_config,
 )
-from common.noise import fresh_weights, initial_weights
+from common.noise import fresh_transformer, fresh_weights, initial_weights
 from common.runs import ModelSource
 from common.sharing import Kind, check_sharing
 
@@ -46,7 +47,8 @@ def load_transformer(
     """The denoiser, ready for inference.
 
     Args:
-        fresh: random weights are such as training starts from.
+        fresh: random weights are such as training starts from, and an image-to-video model may begin from a
+            text-to-video model's.
         kind, group: how ranks share its tokens, and which ones (sequence.py).
     """
     check_sharing(kind, group.size, config)
@@ -54,7 +56,10 @@ def load_transformer(
     def build(config: TransformerConfig) -> Transformer:
         return Transformer(config, Sequence(config.skip_stride, kind, group))
 
-    return _load(build, source, config, dtype, device, "transformer", DRAWS[fresh])
+    draw, complete = initial_weights, as_stored
+    if fresh:
+        draw, complete = fresh_transformer, add_condition_layers
+    return _load(build, source, config, dtype, device, "transformer", draw, complete)
 
 
 def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fresh: bool = False) -> WFVAE:
@@ -91,6 +96,11 @@ def load_i3d(path: str, device: str) -> I3D:
     )
 
 
+def as_stored(weights: Mapping, shapes: dict) -> Mapping:
+    """A checkpoint is taken as it is."""
+    return weights
+
+
 def _frozen(model: nn.Cell) -> Any:
     for parameter in runtime.parameters(model).values():
         parameter.requires_grad = False
@@ -114,6 +124,7 @@ def _load(
     device: str,
     where: str,
     draw: Callable = initial_weights,
+    complete: Callable[[Mapping, dict], Mapping] = as_stored,
 ) -> Any:
     weights = StoredWeights(source.path) if source.path is not None else None
     with runtime.building(device):
@@ -121,5 +132,6 @@ def _load(
     if weights is None:
         initialize(model, source.random_seed or 0, draw)
     else:
-        runtime.load_weights(model, weights, f"{where} {source.path}")
+        shapes = {name: tuple(p.shape) for name, p in runtime.parameters(model).items()}
+        runtime.load_weights(model, complete(weights, shapes), f"{where} {source.path}")
     return runtime.place(runtime.cast(model, dtype), device)

@@ -3,6 +3,8 @@
     patchify -> [self-attention, cross-attention, feed-forward] x layers -> unpatchify
 
 Text is projected to keys and values by `TextProjection`, once per prompt; the denoiser takes them as inputs.
+An image-to-video model is the same with two more patch embeddings: what is given of a video is projected by
+`ConditionProjection`, once per video, and added to its tokens.
 What depends on the grid only (rotary tables, masks) and the timestep's sinusoids come from common/ as inputs
 too, so no position is a constant of the graph.
 
@@ -183,6 +185,12 @@ class Transformer(nn.Cell):
         self.moves = self.sequence.moves(config.plan)
         self.patch = config.patch_size
         self.pos_embed = PatchEmbed2D(config.in_channels, width, config.patch_size)
+        self.takes_condition = config.mask_channels > 0
+        if self.takes_condition:
+            self.pos_embed_masked_hidden_states = condition_embedding(
+                config.in_channels, width, config.patch_size
+            )
+            self.pos_embed_mask = condition_embedding(config.mask_channels, width, config.patch_size)
         self.adaln_single = AdaLayerNormSingle(width)
         self.caption_projection = CaptionProjection(config.caption_channels, width)
         self.transformer_blocks = nn.CellList(
@@ -210,6 +218,7 @@ class Transformer(nn.Cell):
         cos_S13P: Tensor,
         sin_S13P: Tensor,
         keep_video: tuple | None,
+        condition_sBE: Tensor | None,
     ) -> Tensor:
         """Prediction (B,C,T,H,W).
 
@@ -219,10 +228,13 @@ class Transformer(nn.Cell):
             keep_text_B11L: True where there is text; None when nothing is padded.
             cos_S13P, sin_S13P: rotary tables in native order (common.conditions.grid_inputs).
             keep_video: masks (full, single, group); None when nothing is padded.
+            condition_sBE: what ConditionProjection returned; None for a text-to-video model.
         """
         B, C, T, H, W = x_BCTHW.shape
         x_SBF = to_native(frames_to_patches(x_BCTHW, self.patch), cos_S13P.shape[0], self.stride)
-        y_sBF = self.denoise(x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video)
+        y_sBF = self.denoise(
+            x_SBF, features_BF, text_kv, keep_text_B11L, cos_S13P, sin_S13P, keep_video, condition_sBE
+        )
         y_SBF = self.sequence.whole(y_sBF)
         num_tokens = T * (H // self.patch) * (W // self.patch)
         return patches_to_frames(to_raster(y_SBF, num_tokens, self.stride), T, H, W, self.patch)
@@ -236,12 +248,15 @@ class Transformer(nn.Cell):
         cos_S13P: Tensor,
         sin_S13P: Tensor,
         keep_video: tuple | None,
+        condition_sBE: Tensor | None,
     ) -> Tensor:
         """The same for patches in native order; only their number is in the graph, not the size of frames.
         Where ranks share a sequence, all are given the whole, and each returns its own tokens' prediction.
         """
         modulation_6BE, embedded_BE = self.adaln_single(ops.cast_like(features_BF, self.scale_shift_table))
         x_SBE = self.pos_embed(self.sequence.share(x_SBF))
+        if condition_sBE is not None:
+            x_SBE = x_SBE + condition_sBE
         for i, block in enumerate(self.transformer_blocks):
             keep = None if keep_video is None else arrangement_mask(keep_video, self.plan[i])
             x_SBE = block(
@@ -259,6 +274,8 @@ class Transformer(nn.Cell):
     def units(self) -> list:
         """Modules that are called as a whole, inner ones first: what can be brought together one by one."""
         units, blocks = [self.caption_projection], list[Any](self.transformer_blocks)
+        if self.takes_condition:
+            units += [*self.pos_embed_masked_hidden_states, *self.pos_embed_mask]
         for block in blocks:
             units += [block.attn2.to_k, block.attn2.to_v, block]
         return units
@@ -268,6 +285,11 @@ class Transformer(nn.Cell):
         modulation = ops.cast_like(self.scale_shift_table[:, None] + embedded_BE[None], x_SBE)
         x_SBE = self.norm_out(x_SBE) * (1 + modulation[1]) + modulation[0]
         return self.proj_out(x_SBE)
+
+
+def condition_embedding(in_channels: int, width: int, patch: int) -> nn.CellList:
+    """A patch embedding, and the linear layer that lets it in: zero when training starts."""
+    return nn.CellList([PatchEmbed2D(in_channels, width, patch), Linear(width, width, bias=False)])
 
 
 def frames_to_patches(x_BCTHW: Tensor, patch: int) -> Tensor:
@@ -320,3 +342,31 @@ class TextProjection(nn.Cell):
         for block in self.blocks:
             text_kv = (*text_kv, block.attn2.to_k(text_LBE), block.attn2.to_v(text_LBE))
         return text_kv
+
+
+class ConditionProjection(nn.Cell):
+    """What is given of a video (S,B,F), F as in common.masks.Condition -> what is added to this rank's tokens
+    (s,B,E), with a transformer's own weights.
+    """
+
+    def __init__(self, transformer: Transformer):
+        """
+        Raises:
+            ValueError: it is a text-to-video model.
+        """
+        super().__init__(auto_prefix=False)
+        if not transformer.takes_condition:
+            raise ValueError(
+                "transformer: got a text-to-video model, wanted one that takes images or video: its config "
+                "has vae_scale_factor_t"
+            )
+        self.sequence = transformer.sequence
+        self.num_latent_values = transformer.config.in_channels * transformer.patch**2
+        self.masked: Any = transformer.pos_embed_masked_hidden_states
+        self.mask: Any = transformer.pos_embed_mask
+
+    def construct(self, condition_SBF: Tensor) -> Tensor:
+        own_sBF = self.sequence.share(condition_SBF)
+        masked_sBF = own_sBF[:, :, : self.num_latent_values]
+        mask_sBF = own_sBF[:, :, self.num_latent_values :]
+        return self.masked[1](self.masked[0](masked_sBF)) + self.mask[1](self.mask[0](mask_sBF))

@@ -24,6 +24,7 @@ from common.encoding import (
     write_shard,
 )
 from common.fingerprint import fingerprint
+from common.i2v_training import show
 from common.models import VAEConfig
 from common.parallel import mesh_from_environment
 
@@ -45,7 +46,8 @@ def encode(config: EncodeConfig) -> None:
     device = runtime.setup(config.device, mesh.local_rank)
     folder = cli.prepare_folder(config.output)
     vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
-    made_with = {**fingerprint(config.vae, config.text, config.data), "order": order_of(config)}
+    made_with = fingerprint(config.vae, config.text, config.data, config.conditions)
+    made_with["order"] = order_of(config)
     data = config.data.replace(drop_caption_ratio=0.0, min_bucket_batches=0)
     loader = T2VLoader(data, config.batch_size, config.seed, substitute=False)
     report = loader.report()
@@ -68,7 +70,7 @@ def encode(config: EncodeConfig) -> None:
                 items: list[Item] = []
                 for step, batch in loader.batches(steps.start, steps.stop):
                     epoch = step // report.steps_per_epoch if report.steps_per_epoch else 0
-                    items += encode_batch(config, epoch, batch, clips, captions)
+                    items += encode_batch(config, step, epoch, batch, clips, captions)
                     bar.update()
                 write_shard(path, items, steps, made_with)
         warn_of_cuts(captions)
@@ -83,13 +85,14 @@ def encode_nothing(config: EncodeConfig, captions: CaptionEncoder) -> np.ndarray
 
 
 def encode_batch(
-    config: EncodeConfig, epoch: int, batch: dict, clips: ClipEncoder, captions: CaptionEncoder
+    config: EncodeConfig, step: int, epoch: int, batch: dict, clips: ClipEncoder, captions: CaptionEncoder
 ) -> list[Item]:
     """The items of a cache that a batch becomes."""
     x_BCTHW = batch["x_BCTHW"]
     B, C, T, H, W = x_BCTHW.shape
     moments_BZTHW = clips(x_BCTHW)
     states_BLE, keep_BL = captions(batch["captions"])
+    shown = encode_shown(config, step, x_BCTHW, clips)
     return [
         Item(
             batch["names"][i],
@@ -99,9 +102,22 @@ def encode_batch(
             Bucket(T, H, W),
             as_stored(moments_BZTHW[i], config.stored_dtype, f"latent of {batch['names'][i]}"),
             as_stored(states_BLE[i][keep_BL[i]], config.stored_dtype, f"text of {batch['names'][i]}"),
+            *shown[i],
         )
         for i in range(B)
     ]
+
+
+def encode_shown(config: EncodeConfig, step: int, x_BCTHW: np.ndarray, clips: ClipEncoder) -> list[tuple]:
+    """What an image-to-video model is shown of each clip, as moments, and which frames; else nothing."""
+    places = range(len(x_BCTHW))
+    if config.conditions is None:
+        return [() for _ in places]
+    stride, (masks, *_) = clips.vae.config.stride_thw, config.conditions.stages
+    shown = show(config.conditions, masks, x_BCTHW, None, stride, config.seed, step, places)
+    moments_BZTHW = clips(shown.x_BCTHW)
+    stored = [as_stored(moments, config.stored_dtype, "latent of what is shown") for moments in moments_BZTHW]
+    return [(stored[i], shown.given_BT[i].astype(np.uint8)) for i in places]
 
 
 def warn_of_cuts(captions: CaptionEncoder) -> None:

@@ -1,4 +1,4 @@
-"""Text to video: prepare the text, denoise latents by a sampler's table, decode.
+"""Text and images to video: prepare what is given, denoise latents by a sampler's table, decode.
 
 Noise is drawn in NumPy and handed in, and every coefficient comes from the table, so both trees make the same
 video.
@@ -14,13 +14,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from common.conditions import grid_inputs, text_inputs
-from common.noise import normal
+from common.masks import Condition
+from common.noise import index_of, normal
 from common.rope import timestep_features
 from common.samplers import SamplerTable
 
 from . import ops, runtime
 from .posterior import from_latent
-from .transformer import TextProjection, Transformer
+from .transformer import ConditionProjection, TextProjection, Transformer
 from .vae import WFVAE
 
 NUM_SCALARS = 7  # columns of a step's row before the weights of past predictions
@@ -62,6 +63,7 @@ class Denoiser(nn.Module):
         cos_S13P: Tensor,
         sin_S13P: Tensor,
         keep_video: tuple | None,
+        condition_sGE: Tensor | None,
     ) -> tuple:
         """(next latents, anchor, remembered predictions, raw output); row holds one row of the table in
         float32.
@@ -71,7 +73,14 @@ class Denoiser(nn.Module):
             model_input = ops.cat((model_input, model_input), 0)
         output_GCTHW = ops.to_float32(
             self.transformer(
-                model_input, features_GF, text_kv, keep_text_G11L, cos_S13P, sin_S13P, keep_video
+                model_input,
+                features_GF,
+                text_kv,
+                keep_text_G11L,
+                cos_S13P,
+                sin_S13P,
+                keep_video,
+                condition_sGE,
             )
         )
         output_BCTHW = self.guide(output_GCTHW) if self.guided else output_GCTHW
@@ -112,13 +121,17 @@ def table_rows(table: SamplerTable) -> np.ndarray:
     return np.concatenate([np.stack(scalars, axis=1), table.past_RH], axis=1).astype(np.float32)
 
 
-def seeded_noise(shape: tuple, seeds: list[int]) -> Callable[[int], np.ndarray]:
+def seeded_noise(shape: tuple, seeds: list[int], window: int = 0) -> Callable[[int], np.ndarray]:
     """Noise (B,C,T,H,W) by draw index, video b from seeds[b] alone: how videos are batched does not change
     them.
+
+    Args:
+        window: of a video that is made in several, each with noise of its own.
     """
 
     def draw(index: int) -> np.ndarray:
-        return np.stack([normal(shape[1:], seed, index) for seed in seeds])
+        stream = index_of(f"window {window} draw {index}") if window else index
+        return np.stack([normal(shape[1:], seed, stream) for seed in seeds])
 
     return draw
 
@@ -146,6 +159,9 @@ class LatentSampler:
         self.num_past = table.past_RH.shape[1]
         self.denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, self.num_past)
         self.text_projection = TextProjection(transformer)
+        self.takes_condition = transformer.takes_condition
+        if self.takes_condition:
+            self.condition_projection = ConditionProjection(transformer)
 
     def __call__(
         self,
@@ -154,6 +170,7 @@ class LatentSampler:
         latent_shape: tuple,
         noise: Callable[[int], np.ndarray],
         callback: Callable[[Step], None] | None = None,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Latents (B,C,T,H,W) float32.
 
@@ -163,15 +180,21 @@ class LatentSampler:
             latent_shape: (B, C, T, H, W).
             noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise ask for none.
             callback: called after every model evaluation.
+            condition: what an image-to-video model is shown of the B videos.
         """
         G = latent_shape[0] * (2 if self.guided else 1)
         if len(text_GLC) != G:
             raise ValueError(
                 f"sampler: got {len(text_GLC)} rows of text, wanted {G} for {latent_shape[0]} videos"
             )
+        if self.takes_condition != (condition is not None):
+            raise ValueError(
+                f"sampler: got {'no ' if condition is None else ''}condition for a model that takes "
+                f"{'one' if self.takes_condition else 'none'}; frames that are not given are masked"
+            )
         rows, features = table_rows(self.table), timestep_features(self.table.timesteps_R)
         with runtime.inference():
-            conditions = self.conditions(text_GLC, keep_text_GL, latent_shape[2:])
+            conditions = self.conditions(text_GLC, keep_text_GL, latent_shape[2:], condition)
             x = runtime.to_tensor((self.table.init_noise_sigma * noise(0)).astype(np.float32))
             still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
             anchor, past = still, (still,) * (self.num_past - 1)
@@ -185,8 +208,16 @@ class LatentSampler:
                     callback(Step(r, len(self.table), float(self.table.timesteps_R[r]), x, output))
         return x
 
-    def conditions(self, text_GLC: np.ndarray, keep_text_GL: np.ndarray, latent_thw: tuple) -> tuple:
-        """What every step shares: text keys and values, text mask, rotary tables, video masks."""
+    def conditions(
+        self,
+        text_GLC: np.ndarray,
+        keep_text_GL: np.ndarray,
+        latent_thw: tuple,
+        condition: Condition | None = None,
+    ) -> tuple:
+        """What every step shares: text keys and values, text mask, rotary tables, video masks, and what is
+        given of the videos.
+        """
         states, keep_text = text_inputs(text_GLC, keep_text_GL)
         grid = grid_inputs(self.config, latent_thw, len(text_GLC), None, self.dtype)
         text_kv = runtime.varying(self.text_projection(runtime.to_tensor(states, self.dtype)))
@@ -194,7 +225,24 @@ class LatentSampler:
             tuple(runtime.to_tensor(mask) for mask in grid.keep_video)
         )
         keep_text = None if keep_text is None else runtime.to_tensor(keep_text)
-        return text_kv, keep_text, runtime.to_tensor(grid.cos_S13P), runtime.to_tensor(grid.sin_S13P), masks
+        tables = runtime.to_tensor(grid.cos_S13P), runtime.to_tensor(grid.sin_S13P)
+        return text_kv, keep_text, *tables, masks, self.project(condition)
+
+    def project(self, condition: Condition | None) -> Tensor | None:
+        """What is added to the tokens of G videos: under guidance both halves are shown the same."""
+        if condition is None:
+            return None
+        patches_SBF = condition.patches(self.config)
+        if self.guided:
+            patches_SBF = np.concatenate([patches_SBF, patches_SBF], axis=1)
+        return self.condition_projection(runtime.to_tensor(patches_SBF, self.dtype))
+
+
+def encode(vae: WFVAE, x_BCTHW: np.ndarray, chunk_frames: int = 0) -> np.ndarray:
+    """Moments (B,2Z,T',H/8,W/8) float32 of pixels in [-1, 1]; chunk_frames as in WFVAE.encode."""
+    with runtime.inference():
+        x = ops.cast_like(runtime.to_tensor(x_BCTHW), vae.decoder.conv_out.weight)
+        return runtime.to_numpy(vae.encode(x, chunk_frames)).astype(np.float32)
 
 
 def decode(vae: WFVAE, latent_BCTHW: Tensor, chunk_frames: int = 0) -> np.ndarray:

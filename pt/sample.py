@@ -1,7 +1,8 @@
-"""Videos, or with one frame images, from prompts: python -m pt.sample CONFIG [key=value ...]"""
+"""Videos, or with one frame images, from prompts and pictures: python -m pt.sample CONFIG [key=value ...]"""
 
-import math
 import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,24 @@ from common.images import to_uint8
 from common.models import TransformerConfig, VAEConfig
 from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
 from common.parallel import mesh_from_environment
-from common.runs import SampleConfig, latent_size
-from common.sharing import check_tokens
+from common.runs import SampleConfig
+from common.sample_plan import VideoPlan, plan_videos
 from common.text import tokenize
+from common.windows import Join, check_joins
 
 from . import runtime
 from .loading import load_transformer, load_vae
+from .long_video import Made, VideoMaker
 from .parallel import ALONE, Ranks
-from .pipeline import LatentSampler, decode, seeded_noise
+from .pipeline import LatentSampler, Step
 from .text import TextEncoder
 
 USAGE = """
 python -m pt.sample CONFIG [key=value ...]
     python -m pt.sample configs/sample_demo.yaml prompt="a red ball rolls over grass" seed=7
     python -m pt.sample configs/sample_demo.yaml prompt=prompts.txt     (a prompt per line; docs/inference.md)
+    python -m pt.sample configs/sample_demo_i2v.yaml image=first.png prompt="the ball moves to the left"
+    python -m pt.sample configs/sample_demo_i2v.yaml video=clip.mp4 keep=0:9 num_frames=33 prompt="it goes on"
 """
 
 
@@ -37,9 +42,9 @@ def sample(config: SampleConfig) -> None:
     prompts = read_prompts(config.prompt)
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
-    latent_thw = latent_size(config, vae_config, transformer_config)
-    num_tokens = math.prod(latent_thw) // transformer_config.patch_size**2
-    check_tokens(config.parallel.sequence, transformer_config, num_tokens)
+    plan = plan_videos(config, len(prompts), vae_config, transformer_config)
+    for message in plan.warnings if mesh.rank == 0 else ():
+        print(f"warning: {message}", file=sys.stderr)
     table = config.sampler.table()
     samples_mesh = config.parallel.samples_mesh(mesh)
     folder = cli.prepare_folder(config.output)
@@ -61,25 +66,43 @@ def sample(config: SampleConfig) -> None:
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
         guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
         sampler = LatentSampler(transformer, table, *guidance, config.dtype)
+        make = VideoMaker(sampler, vae, watch, config.vae_chunk_frames, config.noise_strength)
     with watch.stage("text"):
-        states, keep = encode_prompts(config, prompts, device, transformer_config.caption_channels)
-    for batch in batches(jobs, config.batch_size):
-        text = select_text(states, keep, batch, sampler.guided)
-        shape = (len(batch), transformer_config.in_channels, *latent_thw)
-        with watch.stage("denoise"):
-            latents = draw(sampler, text, shape, batch, mesh.rank == 0)
+        text = encode_prompts(config, prompts, device, transformer_config.caption_channels)
+    for batch, made in videos(plan, batches(jobs, config.batch_size, plan.sizes), make, text, mesh.rank == 0):
         if group.rank > 0:  # the first of those that share a sequence writes
             continue
-        with watch.stage("decode"):
-            pixels = decode(vae, latents, config.vae_chunk_frames)
-        latents = runtime.to_numpy(latents)
-        for job, video, latent in zip(batch, pixels, latents, strict=True):
+        for place, job in enumerate(batch):
             with watch.stage("write"):
-                frames = to_uint8(video)
+                frames = to_uint8(made.pixels_BCTHW[place])
                 names = write_frames(folder, job.stem, frames, config.fps)
                 if config.save_tensors:
-                    write_tensors(folder / f"{job.stem}.safetensors", frames_THWC=frames, latent_CTHW=latent)
-            report(config, job, names, watch, device, folder)
+                    latents = name_latents([latent[place] for latent in made.latents])
+                    write_tensors(folder / f"{job.stem}.safetensors", frames_THWC=frames, **latents)
+            joins = check_joins(frames, plan.windows)
+            warn_of_jumps(job, joins)
+            report(config, job, names, watch, device, folder, joins)
+
+
+def videos(
+    plan: VideoPlan, groups: Iterable[list[Job]], make: VideoMaker, text: tuple, show: bool
+) -> Iterator[tuple[list[Job], Made]]:
+    """Jobs that are made together, and their videos, with a progress bar for each group.
+
+    Args:
+        text: what `encode_prompts` returned.
+    """
+    states, keep = text
+    steps = len(make.sampler.table) * len(plan.windows)
+    for jobs in groups:
+        rows = [job.prompt_index for job in jobs]
+        frames, indices = [plan.frames[row] for row in rows], [plan.indices[row] for row in rows]
+        selected = select_text(states, keep, jobs, make.sampler.guided)
+        seeds, size = [job.seed for job in jobs], plan.sizes[rows[0]]
+        with tqdm(total=steps, desc=jobs[0].stem, unit="step", disable=not show) as bar:
+            step_done = partial(advance, bar)
+            made = make(selected, plan.windows, size, seeds, frames, indices, step_done)
+        yield jobs, made
 
 
 def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width: int) -> tuple:
@@ -112,21 +135,38 @@ def select_text(states: np.ndarray, keep: np.ndarray, batch: list[Job], guided: 
     return states[rows], keep[rows]
 
 
-def draw(sampler: LatentSampler, text: tuple, shape: tuple, batch: list[Job], show: bool):
-    """Latents of a batch, with a progress bar."""
-    states, keep = text
-    noise = seeded_noise(shape, [job.seed for job in batch])
-    with tqdm(total=len(sampler.table), desc=batch[0].stem, unit="step", disable=not show) as bar:
-        return sampler(states, keep, shape, noise, lambda step: advance(bar))
+def name_latents(latents: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Latents (C,T,H,W) of a video's windows by their names in a file."""
+    if len(latents) == 1:
+        return {"latent_CTHW": latents[0]}
+    return {f"latent_{window}_CTHW": latent for window, latent in enumerate(latents)}
 
 
-def advance(bar: tqdm) -> None:
+def warn_of_jumps(job: Job, joins: list[Join]) -> None:
+    """Say where a video that was made in windows changes more than it should."""
+    for join in joins:
+        if join.jumps:
+            print(
+                f"warning: {job.stem}: frame {join.frame} begins a window with a jump: brightness changes by "
+                f"{join.brightness:.1f} grey levels (usual: {join.usual_brightness:.1f}), pixels by "
+                f"{join.motion:.1f} (usual: {join.usual_motion:.1f}); raise overlap_frames",
+                file=sys.stderr,
+            )
+
+
+def advance(bar: tqdm, step: Step) -> None:
     """One step done."""
     bar.update()
 
 
 def report(
-    config: SampleConfig, job: Job, names: list[str], watch: cli.Stopwatch, device: str, folder: Path
+    config: SampleConfig,
+    job: Job,
+    names: list[str],
+    watch: cli.Stopwatch,
+    device: str,
+    folder: Path,
+    joins: list[Join],
 ) -> None:
     """Write what made a video beside it, and say where it is."""
     cli.write_report(
@@ -135,6 +175,7 @@ def report(
         prompt=job.prompt,
         seed=job.seed,
         files=names,
+        joins=[{**join._asdict(), "jumps": join.jumps} for join in joins],
         device=runtime.device_name(device),
         versions=runtime.versions(),
         seconds_so_far=watch.seconds,

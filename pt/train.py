@@ -11,7 +11,9 @@ from common import cli
 from common.checkpoint import save_weights
 from common.data.t2v_config import T2VDataConfig
 from common.diffusion import draw_timesteps
+from common.i2v_training import begins_conditions, check_conditions, show
 from common.images import contact_sheet, to_uint8
+from common.masks import latent_mask
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
 from common.runs import check_pair, latent_size
@@ -21,6 +23,7 @@ from common.t2v_training import (
     T2VTrainConfig,
     announce,
     noise_for,
+    sample_condition,
     sample_latents,
     step_inputs,
 )
@@ -51,6 +54,7 @@ class T2VTraining:
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
         self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
         check_pair(self.vae_config, self.model_config)
+        check_conditions(config.conditions, self.model_config)
         self.encoders = Encoders(config, self.vae_config, self.model_config, device)
         self.transformer = load_transformer(
             config.transformer,
@@ -82,8 +86,8 @@ class T2VTraining:
 
     def step(self, step: int, batch: Batch) -> Mapping[str, float]:
         """One update."""
-        samples = self.samples(batch)
         places = self.mesh.share(range(self.config.global_batch_size))
+        samples = self.samples(batch, self.config.seed, step, places, step)
         timesteps = draw_timesteps(
             self.config.diffusion, self.config.seed, step, self.config.global_batch_size
         )
@@ -96,12 +100,30 @@ class T2VTraining:
             )
         return self.trained.step(parts)
 
-    def samples(self, batch: Batch) -> Samples:
-        """Latents' moments and text of a batch, computed now or before."""
+    def samples(self, batch: Batch, seed: int, step: int, places: Sequence[int], stage_of: int) -> Samples:
+        """Latents' moments and text of a batch, computed now or before.
+
+        Args:
+            places: of the clips in the batch of all ranks.
+            stage_of: the step whose tasks an image-to-video model is given.
+        """
         if "moments_BZTHW" in batch:
-            return Samples(batch["moments_BZTHW"], None, batch["text_BLE"], batch["keep_BL"])
-        moments_BZTHW = self.encoders.moments(batch["x_BCTHW"])
-        return Samples(moments_BZTHW, batch["keep_BTHW"], *self.encoders.text(batch["captions"]))
+            encoded = Samples(batch["moments_BZTHW"], None, batch["text_BLE"], batch["keep_BL"])
+            return encoded if self.config.conditions is None else self.with_shown(encoded, batch)
+        x_BCTHW, keep_BTHW, conditions = batch["x_BCTHW"], batch["keep_BTHW"], self.config.conditions
+        samples = Samples(self.encoders.moments(x_BCTHW), keep_BTHW, *self.encoders.text(batch["captions"]))
+        if conditions is None:
+            return samples
+        masks, stride = conditions.stage(stage_of), self.vae_config.stride_thw
+        shown = show(conditions, masks, x_BCTHW, keep_BTHW, stride, seed, step, places)
+        shown_BZTHW = self.encoders.moments(shown.x_BCTHW)
+        return samples._replace(shown_BZTHW=shown_BZTHW, mask_BMTHW=shown.mask_BMthw)
+
+    def with_shown(self, encoded: Samples, batch: Batch) -> Samples:
+        """Samples of a cache with what it holds for an image-to-video model."""
+        H, W = encoded.moments_BZTHW.shape[3:]
+        mask = latent_mask(batch["given_BT"], (H, W), self.vae_config.stride_thw)
+        return encoded._replace(shown_BZTHW=batch["shown_BZTHW"], mask_BMTHW=mask)
 
     def inputs(
         self,
@@ -116,7 +138,9 @@ class T2VTraining:
         diffusion = self.config.diffusion
         latent = sample_latents(samples.moments_BZTHW, self.vae_config, seed, step, places)
         noise = noise_for(diffusion, latent.shape[1:], seed, step, places)
-        return step_inputs(diffusion, self.model_config, latent, samples, timesteps_B, noise, kept_cells)
+        condition = sample_condition(samples, self.vae_config, seed, step, places)
+        model = self.model_config
+        return step_inputs(diffusion, model, latent, samples, timesteps_B, noise, condition, kept_cells)
 
     def _kept_cells(self, samples: Samples) -> float | None:
         """Cells with video in a part, on average over parts and ranks: all of them make one mean."""
@@ -149,7 +173,8 @@ class T2VTraining:
         loader = self.encoders.loader(data, len(places), seed, self.mesh)
         for step, batch in loader.batches(0, self.config.validation.batches):
             timesteps = draw_timesteps(self.config.diffusion, seed, step, batch_size)[places]
-            inputs = self.inputs(seed, step, places, self.samples(batch), timesteps)
+            samples = self.samples(batch, seed, step, places, self.config.loop.steps)
+            inputs = self.inputs(seed, step, places, samples, timesteps)
             with runtime.inference():
                 terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
             losses.append(float(runtime.to_numpy(terms)[0]))
@@ -208,8 +233,7 @@ class T2VTraining:
         """The averaged weights as a model directory."""
         averages = self.averages()
         if self.ranks.rank == 0:
-            config = {"_class_name": "OpenSoraT2V_v1_3", **self.model_config.model_dump()}
-            save_weights(folder, averages, config)
+            save_weights(folder, averages, self.model_config.hub_dict())
 
 
 def train(config: T2VTrainConfig) -> None:
@@ -227,6 +251,11 @@ def train(config: T2VTrainConfig) -> None:
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
         print(report)
         print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")
+        if begins_conditions(config.transformer, task.model_config):
+            print(
+                f"transformer: {config.transformer.path} is a text-to-video model; the layers that let "
+                "images in are new and start at zero"
+            )
         tokens = [bucket.tokens_per_clip for bucket in report.buckets]
         print(announce(config, task.model_config, tokens, per_rank // config.accumulate))
     outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)

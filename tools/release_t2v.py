@@ -27,6 +27,7 @@ from common.models import TransformerConfig, VAEConfig, read_hub_config, read_js
 from common.oracle import Reading, read_back
 from common.outputs import Job, batches, plan_jobs
 from common.runs import RoundTripConfig, SampleConfig, latent_size
+from common.sample_plan import VideoPlan, plan_videos
 from tools.oracle import (
     ATTRIBUTES,
     SHEET_CELL,
@@ -189,25 +190,27 @@ def read_samples(
     return videos, readings, float(np.median(seconds[1:] or seconds))
 
 
-def sample_videos(tree: Tree, config: SampleConfig, jobs: list[Job], vae: Any) -> Iterator[list[np.ndarray]]:
-    """Batches of videos, uint8 (T, H, W, 3), as `sample` of the tree makes them."""
+def sample_videos(
+    tree: Tree, config: SampleConfig, jobs: list[Job], vae: Any, plan: VideoPlan | None = None
+) -> Iterator[list[np.ndarray]]:
+    """Batches of videos, uint8 (T, H, W, 3), as `sample` of the tree makes them.
+
+    Args:
+        plan: what is given of each; none: what the config says.
+    """
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
-    latent_thw = latent_size(config, vae.config, transformer_config)
+    plan = plan_videos(config, len(jobs), vae.config, transformer_config) if plan is None else plan
     transformer = tree.loading.load_transformer(
         config.transformer, transformer_config, config.dtype, tree.device
     )
     guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
     sampler = tree.pipeline.LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
+    make = tree.long_video.VideoMaker(sampler, vae, cli.Stopwatch(), config.vae_chunk_frames)
     prompts = [job.prompt for job in jobs]
-    states, keep = tree.sample.encode_prompts(
-        config, prompts, tree.device, transformer_config.caption_channels
-    )
-    for batch in batches(jobs, config.batch_size):
-        text = tree.sample.select_text(states, keep, batch, sampler.guided)
-        shape = (len(batch), transformer_config.in_channels, *latent_thw)
-        latents = tree.sample.draw(sampler, text, shape, batch, True)
-        pixels_BCTHW = tree.pipeline.decode(vae, latents, config.vae_chunk_frames)
-        yield [to_uint8(pixels_CTHW) for pixels_CTHW in pixels_BCTHW]
+    text = tree.sample.encode_prompts(config, prompts, tree.device, transformer_config.caption_channels)
+    groups = batches(jobs, config.batch_size, plan.sizes)
+    for _, made in tree.sample.videos(plan, groups, make, text, True):
+        yield [to_uint8(pixels_CTHW) for pixels_CTHW in made.pixels_BCTHW]
 
 
 def read_bounds(

@@ -41,6 +41,8 @@ class Stored(NamedTuple):
     moments_ZTHW: np.ndarray
     text_LE: np.ndarray
     name: str
+    shown_ZTHW: np.ndarray | None
+    given_T: np.ndarray | None
 
 
 class EncodedLoader:
@@ -80,7 +82,7 @@ class EncodedLoader:
         self.buckets = [buckets[bucket[group[0]]] for group in self.groups]
         self._deal = Dealer(self.groups, self.batch, seed)
         self._places = mesh.share(range(self.batch))
-        self._read = StoredReader(str(self.folder))
+        self._read = StoredReader(str(self.folder), "conditions" in fingerprint)
 
     def report(self) -> Report:
         """What there is, and what an epoch is; `str` of it is a table."""
@@ -109,7 +111,8 @@ class EncodedLoader:
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """(step, batch) for each step before `stop_step`; None: endlessly.
 
-        A batch has `moments_BZTHW`, `text_BLE` and `keep_BL` (padded to the encoder's length), and `names`.
+        A batch has `moments_BZTHW`, `text_BLE` and `keep_BL` (padded to the encoder's length), and `names`;
+        and for an image-to-video model `shown_BZTHW` and `given_BT`.
         """
         loader = Loader(self.plan, self._read, self.config.workers, self.config.prefetch)
         with closing(loader.batches(start_step, stop_step)) as batches:
@@ -137,7 +140,14 @@ class EncodedLoader:
         for row, keep, item in zip(text_BLE, keep_BL, stored):
             row[: len(item.text_LE)] = item.text_LE
             keep[: len(item.text_LE)] = True
+        shown = {}
+        if self._read.with_conditions:
+            shown = {
+                "shown_BZTHW": np.stack([x for item in stored if (x := item.shown_ZTHW) is not None]),
+                "given_BT": np.stack([x for item in stored if (x := item.given_T) is not None]).astype(bool),
+            }
         return {
+            **shown,
             "moments_BZTHW": np.stack([item.moments_ZTHW for item in stored]),
             "text_BLE": text_BLE,
             "keep_BL": keep_BL,
@@ -148,8 +158,8 @@ class EncodedLoader:
 class StoredReader:
     """Reads one clip; travels to the worker processes."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str, with_conditions: bool):
+        self.folder, self.with_conditions = folder, with_conditions
 
     def __call__(self, place: Place) -> Stored:
         moments = self._tensor(place.file, f"{place.number}.moments")
@@ -157,7 +167,11 @@ class StoredReader:
             text = self._tensor(NO_CAPTION, "text")
         else:
             text = self._tensor(place.file, f"{place.number}.text")
-        return Stored(moments, text, f"{place.file} clip {place.number}")
+        shown = given = None
+        if self.with_conditions:
+            shown = self._tensor(place.file, f"{place.number}.shown")
+            given = self._tensor(place.file, f"{place.number}.given")
+        return Stored(moments, text, f"{place.file} clip {place.number}", shown, given)
 
     def _tensor(self, file: str, name: str) -> np.ndarray:
         path = Path(self.folder) / file

@@ -84,7 +84,7 @@ def calls(tree: Tree, model, x, features, text, cos, sin) -> int:
 
     distributed.all_to_all_single = counted
     with tree.runtime.inference():
-        model(x, features, tree.transformer.TextProjection(model)(text), None, cos, sin, None)
+        model(x, features, tree.transformer.TextProjection(model)(text), None, cos, sin, None, None)
     distributed.all_to_all_single = original
     return total
 
@@ -101,7 +101,7 @@ def operators_for_ascend(tree: Tree, model, x, features, text, cos, sin) -> int:
             self.model, self.text = model, tree.transformer.TextProjection(model)
 
         def construct(self, x, features, text, cos, sin):
-            return self.model(x, features, self.text(text), None, cos, sin, None)
+            return self.model(x, features, self.text(text), None, cos, sin, None, None)
 
     graph = export(Forward(), x, features, text, cos, sin)
     shapes = [graph.type_of(node.inputs[0]).shape for node in graph.find("AlltoAll")]

@@ -25,7 +25,8 @@ def predict(tree, model, x, text, keep_BL=None, multiple=1, dtype="float32", kee
     with tree.runtime.inference():
         text_kv = tree.transformer.TextProjection(model)(tree.runtime.to_tensor(states, dtype))
         constants = tree.tensor(keep_text), tree.tensor(grid.cos_S13P), tree.tensor(grid.sin_S13P)
-        return tree.numpy(model(tree.runtime.to_tensor(x, dtype), features, text_kv, *constants, keep_video))
+        x = tree.runtime.to_tensor(x, dtype)
+        return tree.numpy(model(x, features, text_kv, *constants, keep_video, None))
 
 
 def inputs(shape=(1, 4, 2, 4, 6), text_length=5):

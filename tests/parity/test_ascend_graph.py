@@ -83,7 +83,7 @@ class Denoise(nn.Cell):
         masks = rest[self.num_text :]
         keep_text = masks[0] if self.has_text_mask else None
         keep_video = masks[-3:] if self.has_video_mask else None
-        return self.model(x, features, text_kv, keep_text, cos, sin, keep_video)
+        return self.model(x, features, text_kv, keep_text, cos, sin, keep_video, None)
 
 
 class Gradient(nn.Cell):

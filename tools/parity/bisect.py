@@ -77,8 +77,7 @@ def record_calls(lab: Lab, model: Any, forward: Callable[[Lab, Any], None]) -> l
 
 
 def pass_transformer(lab: Lab, model: Any) -> None:
-    x, features, text, *rest = denoiser_inputs(lab, Recorder("dit", lab.config.seed), model)
-    model(x, features, lab.tree.transformer.TextProjection(model)(text), *rest)
+    lab.tree.predict(model, *denoiser_inputs(lab, Recorder("dit", lab.config.seed), model))
 
 
 def pass_vae(lab: Lab, vae: Any) -> None:

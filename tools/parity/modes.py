@@ -34,28 +34,24 @@ def modes(config: DumpConfig, tree: Tree) -> Iterator[ModeResult]:
             yield ModeResult(name, PASS if relative <= tolerance else FAIL, relative, tolerance)
 
 
-def predictions(config: DumpConfig, tree: Tree, run: Callable[[Any, tuple, Any], Any]) -> np.ndarray:
-    """The transformer's prediction as `run(model, inputs, text projection)` makes it."""
+def predictions(config: DumpConfig, tree: Tree, run: Callable[[Tree, Any, tuple], Any]) -> np.ndarray:
+    """The transformer's prediction as `run(tree, model, inputs)` makes it."""
     lab = Lab(tree, config)
     model = lab.transformer()
     inputs = denoiser_inputs(lab, Recorder("dit", config.seed), model)
     with tree.runtime.inference():
-        return tree.numpy(run(model, inputs, tree.transformer.TextProjection(model)))
+        return tree.numpy(run(tree, model, inputs))
 
 
-def cached_text(model: Any, inputs: tuple, projection: Any) -> Any:
-    x, features, text, *rest = inputs
-    return model(x, features, projection(text), *rest)
+def cached_text(tree: Tree, model: Any, inputs: tuple) -> Any:
+    return tree.predict(model, *inputs)
 
 
 def text_keys(config: DumpConfig, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
     """Text keys and values projected before, and inside the same graph."""
 
-    def together(model: Any, inputs: tuple, projection: Any) -> Any:
-        def forward(x, features, text, keep_text, cos, sin, keep_video):
-            return model(x, features, projection(text), keep_text, cos, sin, keep_video)
-
-        return tree.runtime.compiled(forward, model)(*inputs)
+    def together(tree: Tree, model: Any, inputs: tuple) -> Any:
+        return tree.runtime.compiled(tree.forward(model), model)(*inputs)
 
     return predictions(config, tree, together), predictions(config, tree, cached_text)
 
@@ -69,9 +65,9 @@ def precision(config: DumpConfig, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
 def execution(config: DumpConfig, tree: Tree) -> tuple[np.ndarray, np.ndarray]:
     """PyNative and graph mode."""
 
-    def pynative(model: Any, inputs: tuple, projection: Any) -> Any:
+    def pynative(tree: Tree, model: Any, inputs: tuple) -> Any:
         with tree.runtime.recording(model, lambda *_: None):
-            return cached_text(model, inputs, projection)
+            return cached_text(tree, model, inputs)
 
     return predictions(config, tree, pynative), predictions(config, tree, cached_text)
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from common.conditions import grid_inputs, text_inputs
 from common.images import to_uint8
+from common.masks import Condition
+from common.models import TransformerConfig
 from common.optim import controls
 from common.rope import timestep_features
 from common.samplers import SamplerTable
@@ -197,7 +199,7 @@ def run_vae(lab: Lab, record: Recorder) -> None:
 
 
 def denoiser_inputs(lab: Lab, record: Recorder, model: Any) -> tuple:
-    """(x, features, text, keep_text, cos, sin, keep_video) as tensors, drawn and recorded."""
+    """(x, features, text, keep_text, cos, sin, keep_video, condition) as tensors, drawn and recorded."""
     config, shape = model.config, lab.config.latent_shape()
     B, L = shape[0], lab.config.text_length
     x, text = record.draw("x", shape), record.draw("text", (B, L, config.caption_channels))
@@ -211,25 +213,31 @@ def denoiser_inputs(lab: Lab, record: Recorder, model: Any) -> tuple:
         record.put(f"in.keep_{name}", mask)
     keep_video = grid.keep_video and lab.tree.runtime.varying(tuple(map(lab.tensor, grid.keep_video)))
     arrays = (x, features, states, keep_text, grid.cos_S13P, grid.sin_S13P)
-    return (*map(lab.tensor, arrays), keep_video)
+    condition = draw_condition(config, shape, record)
+    patches = None if condition is None else condition.patches(config)
+    return (*map(lab.tensor, arrays), keep_video, lab.tensor(patches))
+
+
+def draw_condition(config: TransformerConfig, shape: tuple, record: Recorder) -> Condition | None:
+    """What an image-to-video model is shown: random latents, and the first frame given."""
+    if not config.mask_channels:
+        return None
+    B, _, T, H, W = shape
+    mask_BMTHW = np.ones((B, config.mask_channels, T, H, W), np.float32)
+    mask_BMTHW[:, :, 0] = 0
+    return Condition(record.draw("shown", shape), mask_BMTHW)
 
 
 def run_dit(lab: Lab, record: Recorder) -> None:
     """The transformer: output, every module's activation, every parameter's gradient."""
     tree, model = lab.tree, lab.transformer()
     lab.fingerprints(record, model)
-    x, features, text, *rest = denoiser_inputs(lab, record, model)
-    text_projection = tree.transformer.TextProjection(model)
-
-    def forward(x, features, text, keep_text, cos, sin, keep_video):
-        return model(x, features, text_projection(text), keep_text, cos, sin, keep_video)
-
+    inputs = denoiser_inputs(lab, record, model)
     with tree.runtime.inference():
-        text_kv = tree.runtime.varying(text_projection(text))
-        record.put("out.prediction", tree.numpy(model(x, features, text_kv, *rest)))
+        record.put("out.prediction", tree.numpy(tree.predict(model, *inputs)))
     with lab.activations(record, model):
-        model(x, features, text_projection(text), *rest)
-    lab.gradients(record, model, forward, x, features, text, *rest)
+        tree.predict(model, *inputs)
+    lab.gradients(record, model, tree.forward(model), *inputs)
 
 
 def run_text(lab: Lab, record: Recorder) -> None:
@@ -286,7 +294,8 @@ def sample_latents(
     noise = lab.tree.pipeline.seeded_noise(shape, [lab.config.seed + b for b in range(shape[0])])
     guidance = (settings.guidance_scale, settings.guidance_rescale)
     sampler = lab.tree.pipeline.LatentSampler(model, table, *guidance, lab.config.dtype)
-    latents = sampler(text[rows], keep[rows], shape, noise, on_step)
+    condition = draw_condition(model.config, shape, record)
+    latents = sampler(text[rows], keep[rows], shape, noise, on_step, condition)
     record.put("out.latent", lab.tree.numpy(latents))
     return latents
 
@@ -294,12 +303,12 @@ def sample_latents(
 def run_train_step(lab: Lab, record: Recorder) -> None:
     """A few AdamW updates of the transformer on a fixed batch: losses, and every parameter afterwards."""
     tree, model = lab.tree, lab.transformer()
-    x, features, text, *rest = denoiser_inputs(lab, record, model)
+    inputs = denoiser_inputs(lab, record, model)
     target = lab.tensor(record.draw("target", lab.config.latent_shape()))
-    text_projection = tree.transformer.TextProjection(model)
+    forward = tree.forward(model)
 
-    def loss(x, features, text, keep_text, cos, sin, keep_video, target):
-        error = model(x, features, text_projection(text), keep_text, cos, sin, keep_video) - target
+    def loss(x, features, text, keep_text, cos, sin, keep_video, condition, target):
+        error = forward(x, features, text, keep_text, cos, sin, keep_video, condition) - target
         return (error * error).mean()
 
     step = tree.runtime.value_and_grad(loss, model)
@@ -308,7 +317,7 @@ def run_train_step(lab: Lab, record: Recorder) -> None:
     start = {name: tree.numpy(p).copy() for name, p in params.items()}
     optimizer = lab.config.optimizer
     for count in range(1, lab.config.num_train_steps + 1):
-        value, grads = step(x, features, text, *rest, target)
+        value, grads = step(*inputs, target)
         numbers = lab.tensor(controls(optimizer, count, optimizer.lr))
         record.put(f"out.loss_{count}", tree.numpy(value))
         for name, parameter in params.items():

@@ -47,3 +47,26 @@ class Tree:
 
     def numpy(self, result: Any) -> Any:
         return tuple(map(self.numpy, result)) if isinstance(result, tuple) else self.runtime.to_numpy(result)
+
+    def forward(self, model: Any) -> Callable:
+        """The transformer with its projections as one function, to be compiled as a whole:
+        (x, features, text, keep_text, cos, sin, keep_video, condition) -> prediction.
+        """
+        text_projection, condition_projection = self._projections(model)
+
+        def forward(x, features, text, keep_text, cos, sin, keep_video, condition):
+            shown = None if condition is None else condition_projection(condition)
+            return model(x, features, text_projection(text), keep_text, cos, sin, keep_video, shown)
+
+        return forward
+
+    def predict(self, model: Any, x: Any, features: Any, text: Any, *rest: Any) -> Any:
+        """The same for inputs as tensors, projections first and apart, as sampling does it."""
+        text_projection, condition_projection = self._projections(model)
+        *masks, condition = rest
+        shown = None if condition is None else condition_projection(condition)
+        return model(x, features, self.runtime.varying(text_projection(text)), *masks, shown)
+
+    def _projections(self, model: Any) -> tuple[Any, Any]:
+        shown = self.transformer.ConditionProjection(model) if model.takes_condition else None
+        return self.transformer.TextProjection(model), shown

@@ -13,6 +13,7 @@ import numpy as np
 from tools.parity.goldens import Case
 from tools.parity.tree import Tree
 
+from .conditions import run_mask_pieces
 from .data import run_collate, run_functions, run_group_sampler, run_index, run_items, run_transforms
 from .defect import Defect
 from .sampling import run_sampling, run_schedulers
@@ -40,9 +41,7 @@ def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
 
 
 def runner_of(record: dict[str, Any]) -> Runner | None:
-    """What computes a case; None for the image-to-video model, which is not there yet."""
-    if "vae_scale_factor_t" in record.get("config", {}).get("transformer", {}):
-        return None
+    """What computes a case."""
     return RUNNERS.get(record["component"])
 
 
@@ -58,6 +57,7 @@ RUNNERS: dict[str, Runner] = {
     "wavelet": run_wavelets,
     "vae-blocks": run_vae_blocks,
     "dit-t2v": run_transformer,
+    "dit-inpaint": run_transformer,
     "dit-skiparse": lambda tree, case: (run_masks if "attention_bias" in case.inputs else run_skiparse)(
         tree, case
     ),
@@ -65,6 +65,8 @@ RUNNERS: dict[str, Runner] = {
     "dit-pieces": run_pieces,
     "dit-block": run_block,
     "sampling-t2v": run_sampling,
+    "sampling-inpaint": run_sampling,
+    "masks": run_mask_pieces,
     "schedulers": run_schedulers,
     "data-captions": run_captions,
     "data-functions": run_functions,

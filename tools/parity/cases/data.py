@@ -14,6 +14,7 @@ from common.data import buckets, selection, text, transforms
 from common.data.batch import pad, stack
 from common.data.grouping import by_size, deal
 from common.data.t2v_config import T2VDataConfig
+from common.masks import generate_mask, given_frames, masked
 from common.parallel import Mesh
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
@@ -309,12 +310,12 @@ def _item_text(draws: Any, kind: Any, item: dict, inpaint: bool, shot: dict, cas
     return ours == item["text_given_to_tokenizer"] and next(draws, None) is None
 
 
-def _with_mask(x_CTHW: np.ndarray, mask: str) -> np.ndarray:
-    """Pixels, pixels with black where hidden, and the mask: it hides all frames but the first, or none."""
-    hidden_1T11 = np.zeros((1, x_CTHW.shape[1], 1, 1), np.float32)
-    hidden_1T11[:, 1:] = {"i2v": 1, "clear": 0}[mask]
-    mask_1THW = np.broadcast_to(hidden_1T11, (1, *x_CTHW.shape[1:]))
-    return np.concatenate([x_CTHW, np.where(mask_1THW > 0, np.float32(-1), x_CTHW), mask_1THW])
+def _with_mask(x_CTHW: np.ndarray, kind: str) -> np.ndarray:
+    """Pixels, pixels with black where they are to be generated, and the mask of the task."""
+    _, T, H, W = x_CTHW.shape
+    given_T = given_frames(kind, T, min, lambda *_: [])
+    generate_B1THW = generate_mask(given_T[None], None, H, W)
+    return np.concatenate([x_CTHW, masked(x_CTHW[None], generate_B1THW)[0], generate_B1THW[0]])
 
 
 def run_collate(tree: Tree, case: Case) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from common.schedules import ScheduleConfig, alphas_cumprod, noise_ratios
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
+from .conditions import show_given
 from .transformer import build_transformer
 from .vae import build_vae
 
@@ -30,28 +31,32 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
         settings["prediction_type"],
         settings["timestep_spacing"],
     )
-    copies, guided = call["num_samples_per_prompt"], call["guidance_scale"] != 1.0
+    copies, guided = call.get("num_samples_per_prompt", 1), call["guidance_scale"] != 1.0
     text = np.repeat(given["prompt_embeds"], copies, axis=0)
     keep = np.repeat(given["prompt_attention_mask"] > 0, copies, axis=0)
     if guided:
         text = np.concatenate([np.repeat(given["negative_prompt_embeds"], copies, axis=0), text])
         keep = np.concatenate([np.repeat(given["negative_prompt_attention_mask"] > 0, copies, axis=0), keep])
-    draws = case.numbered("noise")
-    latent_shape = draws[0].shape
+    draws, condition = case.numbered("noise"), None
     results: dict[str, Any] = {}
+    if config.mask_channels:
+        results, condition, draws = show_given(tree, case, vae)
+    latent_shape = draws[0].shape
     outputs = []
 
     def record_step(step):
         results[f"latents_after_step_{step.index}"] = tree.numpy(step.latent_BCTHW)
         outputs.append(tree.numpy(step.output_GCTHW))
 
-    sampler = tree.pipeline.LatentSampler(model, table, call["guidance_scale"], call["guidance_rescale"])
-    latents = sampler(text, keep, latent_shape, draws.__getitem__, record_step)
+    sampler = tree.pipeline.LatentSampler(
+        model, table, call["guidance_scale"], call.get("guidance_rescale", 0.0)
+    )
+    latents = sampler(text, keep, latent_shape, draws.__getitem__, record_step, condition)
     results |= {f"model_output_{i}": output for i, output in enumerate(outputs)}
     doubled = np.concatenate([draws[0], draws[0]]) if guided else draws[0]
-    results["first_model_input"] = (table.input_scale_R[0] * table.init_noise_sigma * doubled).astype(
-        np.float32
-    )
+    first = (table.input_scale_R[0] * table.init_noise_sigma * doubled).astype(np.float32)
+    shown = [] if condition is None else [results["masked_latents"], results["mask_channels"]]
+    results["first_model_input"] = np.concatenate([first, *shown], axis=1)
     results["timesteps"] = table.timesteps_R
     results["model_timesteps"] = np.repeat(table.timesteps_R[:, None], len(text), axis=1)
     if "sigmas" in case.outputs:

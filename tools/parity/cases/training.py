@@ -8,6 +8,7 @@ from common.config import build
 from common.data.batch import pad
 from common.data.buckets import Bucket
 from common.diffusion import DiffusionConfig, Mixture, mixture
+from common.masks import Condition, add_noise, generate_mask, masked, pixels_of
 from common.models import TransformerConfig, VAEConfig
 from common.optim import OptimConfig, controls, warmed_ema_decay
 from common.schedules import ScheduleConfig, alphas_cumprod, snr
@@ -16,6 +17,7 @@ from common.t2v_training import Samples, step_inputs
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
+from .conditions import encode_condition
 from .vae import scale_and_shift
 
 MIXTURE = 3  # its place among the arguments of DiffusionLoss
@@ -46,14 +48,18 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
     noises = iter(case.numbered("noise"))
     results: dict[str, Any] = {"alphas_cumprod": alphas_cumprod(diffusion.schedule)}
     for index in range(record["steps"]):
+        log_sigma, pixel_noise = (next(noises), next(noises)) if config.mask_channels else (None, None)
         latent, keep = encode(tree, case, vae, index, noises)
+        condition = None
+        if config.mask_channels:
+            condition = encode_shown(tree, case, vae, index, (log_sigma, pixel_noise, next(noises)))
         noise = next(noises)
         if diffusion.noise_offset:
             noise = noise + np.float32(diffusion.noise_offset) * next(noises)
-        inputs = denoiser_inputs(case, config, index, latent, noise, keep, diffusion)
+        inputs = denoiser_inputs(case, config, index, latent, noise, keep, diffusion, condition)
         tensors = [to_tree(tree, x) for x in inputs]
         values, grads = tree.runtime.compiled(step.gradients, loss)(*tensors, tree.tensor(np.float32(1)))
-        results |= mixed(diffusion, index, case, latent, noise, keep)
+        results |= mixed(diffusion, index, case, latent, noise, keep, condition)
         output = f"model_pred_step{index}"
         # cells without video attend among padding in the reference; no loss and no gradient sees them
         patches, (_, _, T, H, W) = tree.numpy(values[2]), latent.shape
@@ -89,12 +95,30 @@ def schedule_of(args: dict[str, Any]) -> ScheduleConfig:
     )
 
 
+def padded(case: Case, kind: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """A step's clips of a kind in one size, and which cells hold video."""
+    args, clips = case.record["args"], []
+    while f"{kind}_step{index}_sample{len(clips)}" in case.inputs:
+        clips.append(case.inputs[f"{kind}_step{index}_sample{len(clips)}"])
+    return pad(clips, Bucket(args["num_frames"], args["max_height"], args["max_width"]))
+
+
+def encode_shown(tree: Tree, case: Case, vae: Any, index: int, noises: tuple) -> Condition:
+    """What an image-to-video model is shown of a step's clips: ours of them, with the recorded noise."""
+    log_sigma_B, pixel_noise, posterior_noise = noises
+    x_BCTHW, keep_BTHW = padded(case, "pixels", index)
+    given_BT = np.zeros((len(x_BCTHW), x_BCTHW.shape[2]), bool)
+    for given_T, frames in zip(given_BT, case.record["kept_frames"][index], strict=True):
+        given_T[frames] = True
+    inside = pixels_of(keep_BTHW, vae.config.stride_thw)
+    generate_B1THW = generate_mask(given_BT, inside, *x_BCTHW.shape[3:])
+    shown = add_noise(masked(x_BCTHW, generate_B1THW), generate_B1THW, pixel_noise, np.exp(log_sigma_B))
+    return encode_condition(tree, vae, shown, generate_B1THW, posterior_noise)
+
+
 def encode(tree: Tree, case: Case, vae: Any, index: int, noises: Any) -> tuple[np.ndarray, np.ndarray]:
     """Scaled latents of a step's clips, padded to one size, and which cells hold video."""
-    args, clips = case.record["args"], []
-    while f"pixels_step{index}_sample{len(clips)}" in case.inputs:
-        clips.append(case.inputs[f"pixels_step{index}_sample{len(clips)}"])
-    x_BCTHW, keep_BTHW = pad(clips, Bucket(args["num_frames"], args["max_height"], args["max_width"]))
+    x_BCTHW, keep_BTHW = padded(case, "pixels", index)
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(x_BCTHW)))
     sample = tree.call(tree.posterior.posterior_sample, moments, next(noises))
@@ -109,13 +133,14 @@ def denoiser_inputs(
     noise: np.ndarray,
     keep_BTHW: np.ndarray,
     diffusion: DiffusionConfig,
+    condition: Condition | None,
 ) -> tuple:
     """The arguments of DiffusionLoss, as NumPy."""
     timesteps = case.inputs[f"timesteps_step{index}"]
     keep_text = case.inputs[f"text_mask_step{index}"][:, 0].astype(bool)
     keep = None if keep_BTHW.all() else keep_BTHW
     samples = Samples(latent, keep, case.inputs[f"text_embeds_step{index}"], keep_text)
-    given = list(step_inputs(diffusion, config, latent, samples, timesteps, noise))
+    given = list(step_inputs(diffusion, config, latent, samples, timesteps, noise, condition))
     given[MIXTURE] = judged_mixture(diffusion, timesteps).rows()
     return tuple(given)
 
@@ -133,16 +158,18 @@ def mixed(
     latent: np.ndarray,
     noise: np.ndarray,
     keep: np.ndarray,
+    condition: Condition | None,
 ) -> Arrays:
     """What the reference calls model_input and target, and the SNR of each sample."""
     timesteps = case.inputs[f"timesteps_step{index}"]
     signal, share, target_signal, target_noise, _ = (
         row.reshape(-1, 1, 1, 1, 1) for row in judged_mixture(diffusion, timesteps)
     )
+    noisy = signal * latent + share * noise
     return {
         f"latents_step{index}": latent,
         f"attention_mask_step{index}": keep.astype(np.float32),
-        f"model_input_step{index}": signal * latent + share * noise,
+        f"model_input_step{index}": np.concatenate([noisy, *(condition or ())], axis=1),
         f"target_step{index}": target_signal * latent + target_noise * noise,
         f"snr_step{index}": snr(alphas_cumprod(diffusion.schedule)[timesteps]),
     }

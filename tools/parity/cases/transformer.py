@@ -8,6 +8,7 @@ import numpy as np
 
 from common.conditions import grid_inputs, text_inputs
 from common.config import build
+from common.masks import Condition
 from common.models import TransformerConfig
 from common.rope import axis_angles, rope_table, round_float, timestep_features
 from common.skiparse import GROUP, SINGLE, keep_masks, native_order, padded_length
@@ -24,9 +25,9 @@ def build_transformer(tree: Tree, config: TransformerConfig, weights: Arrays, wh
 
 
 def transformer_inputs(tree: Tree, config: TransformerConfig, case: Case) -> tuple:
-    """(latents, time features, text, text mask, cos, sin, video masks) of a case, as tensors."""
+    """(latents, time features, text, text mask, cos, sin, video masks, condition) of a case, as tensors."""
     given = case.inputs
-    x = given["hidden_states"]
+    x, *shown = np.split(given["hidden_states"], [config.in_channels, 2 * config.in_channels], axis=1)
     T, H, W = x.shape[2:]
     keep_BTHW = given["attention_mask"] > 0
     grid = grid_inputs(config, (T, H, W), len(x), keep_BTHW)
@@ -34,23 +35,22 @@ def transformer_inputs(tree: Tree, config: TransformerConfig, case: Case) -> tup
     text, keep_text = text_inputs(given["encoder_hidden_states"][:, 0], keep_BL, multiple=1)
     keep_video = grid.keep_video and tree.runtime.varying(tuple(map(tree.tensor, grid.keep_video)))
     features = timestep_features(given["timestep"])
+    condition = Condition(*shown).patches(config) if config.mask_channels else None
     arrays = (x, features, text, keep_text, grid.cos_S13P, grid.sin_S13P)
-    return (*map(tree.tensor, arrays), keep_video)
+    return (*map(tree.tensor, arrays), keep_video, tree.tensor(condition))
 
 
 def run_transformer(tree: Tree, case: Case) -> dict[str, Any]:
     config = build(TransformerConfig, case.record["config"], case.name)
     model = build_transformer(tree, config, case.weights, case.name)
-    text_projection = tree.transformer.TextProjection(model)
-    x, features, text, *rest = transformer_inputs(tree, config, case)
+    inputs = transformer_inputs(tree, config, case)
     if "loss" in case.outputs:
-        return run_gradients(tree, case, model, text_projection, (x, features, text, *rest))
+        return run_gradients(tree, case, model, inputs)
     with tree.runtime.inference():
-        text_kv = tree.runtime.varying(text_projection(text))
-        blocks = [name for name in case.outputs if name.startswith("block_")]
-        if blocks:
-            return run_each_block(tree, case, model, x, features, text_kv, rest)
-        sample = tree.numpy(model(x, features, text_kv, *rest))
+        sample = tree.numpy(tree.predict(model, *inputs))
+        if any(name.startswith("block_") for name in case.outputs):
+            return {**run_each_block(tree, case, model, *inputs[:-1]), "sample": sample}
+    x = inputs[0]
     grid = (x.shape[2], x.shape[3] // config.patch_size, x.shape[4] // config.patch_size)
     scales = config.interpolation_scale_thw
     if cached_scales(grid, scales) != scales:
@@ -73,16 +73,15 @@ def cached_rope_defect(tree: Tree, case: Case, config: TransformerConfig, grid: 
         interpolation_scale_t=used[0], interpolation_scale_h=used[1], interpolation_scale_w=used[2]
     )
     model = build_transformer(tree, wrong, case.weights, case.name)
-    x, features, text, *rest = transformer_inputs(tree, wrong, case)
     with tree.runtime.inference():
-        text_kv = tree.runtime.varying(tree.transformer.TextProjection(model)(text))
-        as_reference = tree.numpy(model(x, features, text_kv, *rest))
+        as_reference = tree.numpy(tree.predict(model, *transformer_inputs(tree, wrong, case)))
     why = f"rotary tables cached by length only; ours with the scales it ends up using, {used}, must equal it"
     return Defect(as_reference, case.outputs["sample"], why)
 
 
-def run_each_block(tree: Tree, case: Case, model: Any, x, features, text_kv, rest) -> Arrays:
-    """The residual stream after some of the blocks (tokens in raster order), and the model's output."""
+def run_each_block(tree: Tree, case: Case, model: Any, x, features, text, *rest) -> Arrays:
+    """The residual stream after some of the blocks (tokens in raster order)."""
+    text_kv = tree.runtime.varying(tree.transformer.TextProjection(model)(text))
     t, (T, H, W) = tree.transformer, x.shape[2:]
     p, stride, num_blocks = model.patch, model.stride, len(model.plan)
     to_native, to_patches, arrangement_mask = t.to_native, t.frames_to_patches, t.arrangement_mask
@@ -100,29 +99,28 @@ def run_each_block(tree: Tree, case: Case, model: Any, x, features, text_kv, res
 
     stream = tree.runtime.compiled(residual_stream, model)(x, features, text_kv, *rest)
     num_tokens = T * (H // p) * (W // p)
-    results = {
+    return {
         f"block_{i}": tree.numpy(t.to_raster(hidden, num_tokens, stride))
         for i, hidden in enumerate(stream)
         if f"block_{i}" in case.outputs
     }
-    return {**results, "sample": tree.numpy(model(x, features, text_kv, *rest))}
 
 
-def run_gradients(tree: Tree, case: Case, model: Any, text_projection: Any, inputs: tuple) -> Arrays:
-    x, features, text, *rest = inputs
+def run_gradients(tree: Tree, case: Case, model: Any, inputs: tuple) -> Arrays:
     target = tree.tensor(case.inputs["target"])
+    forward = tree.forward(model)
 
-    def loss(x, features, text, keep_text, cos, sin, keep_video, target):
-        error = model(x, features, text_projection(text), keep_text, cos, sin, keep_video) - target
+    def loss(x, features, text, keep_text, cos, sin, keep_video, condition, target):
+        error = forward(x, features, text, keep_text, cos, sin, keep_video, condition) - target
         return (error * error).mean()
 
-    value, grads = tree.runtime.value_and_grad(loss, model)(x, features, text, *rest, target)
+    value, grads = tree.runtime.value_and_grad(loss, model)(*inputs, target)
     results = {"loss": tree.numpy(value)}
     for output in case.outputs:
         if output.startswith("grad."):
             results[output] = tree.numpy(grads[output.removeprefix("grad.")])
     with tree.runtime.inference():
-        results["sample"] = tree.numpy(model(x, features, tree.runtime.varying(text_projection(text)), *rest))
+        results["sample"] = tree.numpy(tree.predict(model, *inputs))
     return results
 
 

@@ -1,0 +1,265 @@
+"""Pictures and clips as conditions: every kind of file is taken, or refused with the way out."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.given import GivenConfig, parse_keep, read_given
+from common.runs import SampleConfig
+from common.sample_plan import plan_videos
+from common.video import write_video
+from tests.tiny import tiny_transformer_config, tiny_vae_config
+
+RNG = np.random.default_rng(0)
+
+
+def picture(height=40, width=60):
+    """Smooth, so that resizing and compression keep it: red grows downwards, green to the right."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = np.linspace(20, 230, height)[:, None]
+    image[..., 1] = np.linspace(20, 230, width)
+    image[..., 2] = 60
+    return image
+
+
+def save(path, array=None, **options):
+    Image.fromarray(picture() if array is None else array).save(path, **options)
+    return str(path)
+
+
+def given(num_frames=9, num_prompts=1, **keys):
+    return read_given(GivenConfig(**keys), num_prompts, num_frames)
+
+
+def clip(path, num_frames=12, height=40, width=60):
+    frames = np.stack([np.full((height, width, 3), 20 * t, np.uint8) for t in range(num_frames)])
+    write_video(path, frames, 8)
+    return str(path)
+
+
+def grey_levels(entry):
+    return [round(float(frame.mean()) / 20) for frame in entry.pictures]
+
+
+def test_nothing_given():
+    (entry,) = given()
+    assert entry.indices == ()
+    assert entry.size(None, 32, 48) == (32, 48)
+    assert entry.fitted(None, 32, 48).shape == (0, 32, 48, 3)
+
+
+def test_one_picture_is_the_first_frame_and_two_the_ends(tmp_path):
+    one, two = save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    assert given(image=one)[0].indices == (0,)
+    assert given(image=f"{one}, {two}")[0].indices == (0, 8)
+
+
+def test_pictures_at_any_frames(tmp_path):
+    names = ",".join(save(tmp_path / f"{i}.png") for i in range(3))
+    assert given(image=names, at=[4, -1, 0])[0].indices == (4, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (None, "wanted a frame for each"),
+        ([0, 1], "wanted a frame for each"),
+        ([0, 4, 9], "got frame 9"),
+        ([0, 8, -1], "each at most once"),
+    ],
+)
+def test_frames_of_pictures_are_checked(tmp_path, at, message):
+    names = ",".join(save(tmp_path / f"{i}.png") for i in range(3))
+    with pytest.raises(ValueError, match=message):
+        given(image=names, at=at)
+
+
+def test_a_comma_in_a_file_name(tmp_path):
+    assert given(image=save(tmp_path / "red, green.png"))[0].indices == (0,)
+
+
+def test_pictures_of_each_prompt_from_a_file(tmp_path):
+    one, two = save(tmp_path / "a.png"), save(tmp_path / "b.png", picture()[::-1])
+    (tmp_path / "list.txt").write_text(f"{one}\n-\n\n{one},{two}\n")
+    entries = given(num_prompts=3, image=str(tmp_path / "list.txt"))
+    assert [entry.indices for entry in entries] == [(0,), (), (0, 8)]
+    assert len(given(num_prompts=3, image=one)) == 3  # one for all
+    with pytest.raises(ValueError, match="3 entries for 2 prompts"):
+        given(num_prompts=2, image=str(tmp_path / "list.txt"))
+
+
+def test_frames_of_a_clip(tmp_path):
+    path = clip(tmp_path / "clip.mp4")
+    assert given(video=path)[0].indices == (0,)
+    entry = given(video=path, keep="0:3,-1")[0]
+    assert entry.indices == (0, 1, 2, 8)
+    assert grey_levels(entry) == [0, 1, 2, 8]
+    entry = given(video=path, start=-4, keep="0:4")[0]
+    assert entry.indices == (0, 1, 2, 3)
+    assert grey_levels(entry) == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"keep": "0:9", "num_frames": 17, "start": 4}, "got 12 frames, wanted frames 4 to 12"),
+        ({"start": -20}, "wanted frames -8 to"),
+        ({"keep": "9"}, "got frame 9"),
+        ({"keep": "first"}, "wanted frames such as"),
+        ({"keep": "1:2:3"}, "wanted frames such as"),
+        ({"keep": "5:5"}, "names none"),
+        ({"keep": "0:2,1"}, "at most once"),
+    ],
+)
+def test_frames_of_a_clip_are_checked(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        given(video=clip(tmp_path / "clip.mp4"), **keys)
+
+
+def test_all_frames():
+    assert parse_keep(":", 5) == [0, 1, 2, 3, 4]
+    assert parse_keep("-2:", 5) == [3, 4]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "avi"])
+def test_gif_and_avi_are_clips(tmp_path, suffix):
+    path = tmp_path / f"clip.{suffix}"
+    frames = [np.full((40, 60, 3), 20 * t, np.uint8) for t in range(6)]
+    if suffix == "gif":
+        first, *rest = [Image.fromarray(frame) for frame in frames]
+        first.save(path, save_all=True, append_images=rest, duration=100)
+    else:
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (60, 40))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+    assert grey_levels(given(video=str(path), keep="0:4")[0]) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"got a moving picture.*video="):
+        given(image=str(path))
+
+
+def test_transparent_pixels_lie_on_white(tmp_path):
+    rgba = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
+    assert (given(image=save(tmp_path / "a.png", rgba))[0].pictures[0] == 255).all()
+
+
+def test_exif_turns_a_picture_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate clockwise to see it upright
+    path = save(tmp_path / "a.jpg", exif=exif, quality=95)
+    found = given(image=path)[0].pictures[0].astype(int)
+    assert found.shape == (60, 40, 3)
+    assert np.abs(found - np.rot90(picture(), -1)).max() < 12
+
+
+def test_grey_and_deep_pictures(tmp_path):
+    grey = picture()[..., 1]
+    found = given(image=save(tmp_path / "a.png", grey))[0].pictures[0]
+    assert (found == grey[..., None]).all()
+    cv2.imwrite(str(tmp_path / "b.png"), picture()[..., ::-1].astype(np.uint16) * 257)
+    assert (given(image=str(tmp_path / "b.png"))[0].pictures[0] == picture()).all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image": "nowhere.png"}, "no such file"),
+        ({"video": "nowhere.mp4"}, "no such file"),
+        ({"image": "nowhere.txt"}, "a line for each prompt"),
+        ({"image": "a.png", "video": "b.mp4"}, "got both"),
+        ({"at": [0]}, "none are given"),
+        ({"max_hxw": 4096}, "none are given"),
+    ],
+)
+def test_what_cannot_be_given(keys, message):
+    with pytest.raises(ValueError, match=message):
+        given(**keys)
+
+
+def test_a_file_that_is_no_picture(tmp_path):
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(ValueError, match="do not decode"):
+        given(image=str(tmp_path / "a.png"))
+
+
+def test_pictures_of_different_sizes_fill_a_fixed_one(tmp_path):
+    names = [
+        save(tmp_path / f"{i}.png", picture(*size)) for i, size in enumerate([(40, 60), (90, 90), (20, 200)])
+    ]
+    (entry,) = given(image=",".join(names), at=[0, 4, 8])
+    frames = entry.fitted(None, 32, 48)
+    assert frames.shape == (3, 32, 48, 3)
+    assert frames.dtype == np.uint8
+    assert entry.size(None, 32, 48) == (32, 48)
+
+
+def test_the_size_of_pictures_under_a_largest_area(tmp_path):
+    names = [save(tmp_path / f"{i}.png", picture(*size)) for i, size in enumerate([(140, 300), (160, 290)])]
+    (entry,) = given(image=",".join(names), max_hxw=128 * 256)
+    size = entry.size(128 * 256, 0, 0)
+    assert size == (96, 256)
+    assert entry.fitted(128 * 256, *size).shape == (2, 96, 256, 3)
+    (small,) = given(image=save(tmp_path / "s.png", picture(30, 300)), max_hxw=128 * 256)
+    with pytest.raises(ValueError, match=r"got 30x300 pixels.*32 or more"):
+        small.size(128 * 256, 0, 0)
+
+
+MODELS = {"transformer": {"path": "t"}, "vae": {"path": "v"}, "text": {"kind": "minilm"}, "prompt": "a"}
+TRAINED = {"sample_size_t": 5, "sample_size_h": 12, "sample_size_w": 12}
+
+
+def plan(image_model=True, **keys):
+    config = SampleConfig(**{**MODELS, "num_frames": 17, "height": 96, "width": 96, **keys})
+    transformer = tiny_transformer_config(vae_scale_factor_t=4 if image_model else None, **TRAINED)
+    return plan_videos(config, 1, tiny_vae_config(), transformer)
+
+
+def test_a_plan_within_training_has_no_warning(tmp_path):
+    found = plan(image=save(tmp_path / "a.png"))
+    assert found.warnings == []
+    assert len(found.windows) == 1
+    assert found.sizes == [(96, 96)]
+    assert found.frames[0].shape == (1, 96, 96, 3)
+    assert found.indices == [(0,)]
+
+
+def test_a_long_video_is_made_in_windows_of_the_trained_length():
+    found = plan(num_frames=50)
+    assert {window.num_frames for window in found.windows} == {17}
+    assert found.windows[1].num_known == 5
+    assert found.windows[-1].stop == 50
+    assert found.warnings == []
+    assert plan(num_frames=70, window_frames=33, overlap_frames=9).windows[1].num_known == 9
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"num_frames": 33, "image_model": False},
+            "up to 17; the nearest good number is 17; an image-to-video",
+        ),
+        ({"window_frames": 33, "num_frames": 33}, "up to 17"),
+        ({"height": 224, "width": 224}, "about 96x96; the nearest good size of this shape is 96x96"),
+        ({"height": 32, "width": 64}, "the nearest good size of this shape is 64x128"),
+        ({"height": 32, "width": 256}, "more than 2 times as long.*nearest good size is 64x128"),
+    ],
+)
+def test_what_is_far_from_training_is_told(keys, message):
+    warnings = plan(**keys).warnings
+    assert any(re.search(message, warning) for warning in warnings), warnings
+
+
+def test_a_text_to_video_model_takes_no_pictures(tmp_path):
+    with pytest.raises(ValueError, match="got a text-to-video transformer"):
+        plan(image_model=False, image=save(tmp_path / "a.png"))
+
+
+def test_a_size_that_cannot_be_made_is_refused():
+    with pytest.raises(ValueError, match="num_frames: got 16"):
+        plan(num_frames=16)
+    with pytest.raises(ValueError, match="height"):
+        plan(height=100)
