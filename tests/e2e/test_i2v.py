@@ -1,0 +1,242 @@
+"""Image to video as a user meets it: pictures and clips in, videos out; training from text to video."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common.checkpoint import StoredWeights, read_safetensors, save_weights
+from common.images import write_png
+from common.noise import LET_IN
+from common.video import write_video
+from tests.conftest import available
+from tests.tiny import build, tiny_transformer_config
+
+from .test_command_lines import BOTH, ONLY_PT, call, needs_encoder, sample_settings, write  # noqa: F401
+from .test_ranks import settings as small_settings
+from .training import checkpoints, command, final_state, losses, run, write_config
+
+pytestmark = needs_encoder
+STEPS = 10
+TASKS = {"t2iv": 1, "i2v": 2, "transition": 1, "continuation": 1, "random_temporal": 1}
+
+
+def image_model(**changes):
+    """Both condition layers are random, so what is given shows in the result."""
+    fields = {"caption_channels": 384, "num_layers": 3, "vae_scale_factor_t": 4}
+    trained = {"sample_size_t": 3, "sample_size_h": 4, "sample_size_w": 6}
+    config = tiny_transformer_config(**{**fields, **trained, **changes})
+    return {"config": config.model_dump(mode="json"), "random_seed": 0}
+
+
+def i2v_settings(tmp_path, **changes):
+    return sample_settings(tmp_path, transformer=image_model(), num_frames=9, **changes)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two pictures of different sizes and colours."""
+    paths = [tmp_path / "first.png", tmp_path / "last.png"]
+    for path, size, grey in zip(paths, [(50, 61), (64, 80)], [40, 220], strict=True):
+        image = np.full((*size, 3), grey, np.uint8)
+        image[size[0] // 3 : size[0] // 2, : size[1] // 2] = (200, 60, 90)
+        write_png(path, image)
+    return list(map(str, paths))
+
+
+def frames_of(folder, stem="0000_a_red_ball"):
+    return read_safetensors(folder / f"{stem}.safetensors")["frames_THWC"].astype(int)
+
+
+@BOTH
+def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):  # noqa: F811
+    """Each way to give something changes the video; a long one is made in windows that are checked."""
+    config = write(tmp_path, i2v_settings(tmp_path))
+    write_video(tmp_path / "clip.mp4", np.full((12, 40, 60, 3), 90, np.uint8), 8)
+    ways = {
+        "text": [],
+        "first": [f"image={pictures[0]}"],
+        "noisy": [f"image={pictures[0]}", "noise_strength=0.5"],
+        "both": [f"image={','.join(pictures)}"],
+        "clip": [f"video={tmp_path / 'clip.mp4'}", "keep=0:5,-1"],
+        "long": [f"image={pictures[0]}", "num_frames=20", "overlap_frames=5"],
+    }
+    made = {}
+    for name, keys in ways.items():
+        code, _, err = call(tree, "sample", config, *keys, f"output={tmp_path / name}")
+        assert code == 0, err
+        made[name] = frames_of(tmp_path / name)
+    assert {name: len(frames) for name, frames in made.items()} == {**dict.fromkeys(ways, 9), "long": 20}
+    alone = [name for name in ways if name != "long"]
+    assert all((made[a] != made[b]).any() for a in alone for b in alone if a < b)
+    np.testing.assert_array_equal(made["long"][:9], made["first"])
+    report = json.loads((tmp_path / "long" / "0000_a_red_ball.json").read_text())
+    assert [join["frame"] for join in report["joins"]] == [9, 13, 17]
+    assert {"condition", "denoise", "decode"} <= set(report["seconds_so_far"])
+
+
+@ONLY_PT
+def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, call, pictures):  # noqa: F811
+    (tmp_path / "list.txt").write_text(f"{pictures[0]}\n-\n{pictures[1]}\n")
+    settings = i2v_settings(tmp_path, prompt=["one", "two", "three"], batch_size=2)
+    keys = [f"image={tmp_path / 'list.txt'}", "max_hxw=4096"]
+    assert call(tree, "sample", write(tmp_path, settings), *keys)[0] == 0
+    shapes = [
+        frames_of(tmp_path / "out", f"000{i}_{word}").shape for i, word in enumerate(settings["prompt"])
+    ]
+    assert shapes == [(9, 32, 32, 3), (9, 32, 48, 3), (9, 32, 64, 3)]
+    alone = [f"image={pictures[1]}", "max_hxw=4096", "prompt=three", "seed=2", f"output={tmp_path / 'alone'}"]
+    assert call(tree, "sample", write(tmp_path, settings), *alone)[0] == 0
+    np.testing.assert_allclose(
+        frames_of(tmp_path / "out", "0002_three"), frames_of(tmp_path / "alone", "0000_three"), atol=1
+    )
+
+
+@ONLY_PT
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["image=nowhere.png"], "no such file"),
+        (["transformer.overrides.vae_scale_factor_t=null", "image=first.png"], "got a text-to-video"),
+        (["num_frames=33", "overlap_frames=9"], "overlap_frames: got 9"),
+        (["transformer.overrides.vae_scale_factor_t=8"], "vae_scale_factor_t is 8, the VAE has 4"),
+    ],
+)
+def test_mistakes_are_one_line(tree, tmp_path, call, pictures, keys, message):  # noqa: F811
+    keys = [key.replace("first.png", pictures[0]) for key in keys]
+    code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), *keys)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@ONLY_PT
+def test_far_from_training_is_a_warning(tree, tmp_path, call):  # noqa: F811
+    code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), "height=96", "width=96")
+    assert code == 0
+    assert "warning: size: got 96x96, the transformer was trained on about 32x48" in err
+
+
+@pytest.mark.parametrize("tree", [pytest.param("pt", marks=[pytest.mark.pt, pytest.mark.ms])], indirect=True)
+@pytest.mark.skipif(not (available("ms") and available("pt")), reason="needs both frameworks")
+def test_the_trees_make_the_same_video(tree, tmp_path, pictures):
+    settings = i2v_settings(tmp_path, noise_strength=0.05)
+    config, made = write(tmp_path, settings), {}
+    for name in ("ms", "pt"):
+        run(command(name, "sample", config, f"image={','.join(pictures)}", f"output={tmp_path / name}"))
+        made[name] = frames_of(tmp_path / name)
+    assert np.abs(made["ms"] - made["pt"]).max() <= 1
+    assert made["pt"].std() > 5
+
+
+def train_settings(**changes):
+    """From random weights of an image-to-video model, as the small text-to-video runs."""
+    base = small_settings()
+    base["transformer"]["config"]["vae_scale_factor_t"] = 4
+    optimizer = {"lr": 1e-3, "warmup_steps": 3, "weight_decay": 1e-2}
+    loop = {"steps": STEPS, "checkpoint_every": 5, "keep_last": 2, "log_every": 1}
+    conditions = {"stages": [{"video": TASKS}, {"from_step": 5, "video": {"i2v": 1}}]}
+    return {**base, "conditions": conditions, "optimizer": optimizer, "loop": loop, **changes}
+
+
+@pytest.fixture
+def text_model(tmp_path):
+    """A text-to-video model's directory."""
+    import torch  # noqa: F401  (the tree's framework)
+
+    from tools.parity.tree import Tree
+
+    tree, settings = Tree("pt"), train_settings()
+    fields = {**settings["transformer"]["config"], "vae_scale_factor_t": None}
+    config = tiny_transformer_config(**fields)
+    model = build(tree, "transformer", config)
+    weights = {name: tree.numpy(p) for name, p in tree.runtime.parameters(model).items()}
+    save_weights(tmp_path / "t2v", weights, config.hub_dict())
+    return tmp_path / "t2v"
+
+
+@pytest.mark.slow
+@pytest.mark.pt
+def test_begins_from_a_text_to_video_model_and_says_so(tmp_path, text_model):
+    source = {"path": str(text_model), "overrides": {"vae_scale_factor_t": 4}}
+    config = write_config(tmp_path / "run.yaml", train_settings(transformer=source))
+    printed = run(command("pt", "train", config, f"output={tmp_path / 'run'}"))
+    assert "is a text-to-video model; the layers that let images in are new and start at zero" in printed
+    released = checkpoints(tmp_path / "run")[-1] / "model"
+    written = json.loads((released / "config.json").read_text())
+    assert written["_class_name"] == "OpenSoraInpaint_v1_3"
+    assert written["vae_scale_factor_t"] == 4
+    trained, before = StoredWeights(released), StoredWeights(text_model)
+    assert all(np.abs(trained[name]).max() > 0 for name in LET_IN)
+    assert set(trained) - set(before) == {name for name in trained if name.startswith("pos_embed_mask")}
+
+
+@pytest.mark.slow
+@pytest.mark.pt
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditions": None}, "conditions is missing"),
+        ({"transformer": "text"}, "transformer.overrides.vae_scale_factor_t=4"),
+    ],
+)
+def test_conditions_and_model_go_together(tmp_path, text_model, changes, message):
+    if "transformer" in changes:
+        changes = {"transformer": {"path": str(text_model)}}
+    config = write_config(tmp_path / "run.yaml", train_settings(**changes))
+    assert message in run(command("pt", "train", config, f"output={tmp_path / 'run'}"), code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.pt
+def test_two_ranks_that_share_a_sequence_train_as_one(tmp_path):
+    config = write_config(tmp_path / "run.yaml", train_settings(loop={"steps": 4, "log_every": 1}))
+    run(command("pt", "train", config, f"output={tmp_path / 'one'}"))
+    for name, keys in (("data", []), ("sequence", ["parallel.sequence=2"]), ("fsdp", ["parallel.zero=3"])):
+        output = tmp_path / name
+        run(command("pt", "train", config, f"output={output}", *keys, ranks=2, logs=tmp_path / "logs"))
+        for ours, theirs in zip(losses(output), losses(tmp_path / "one"), strict=True):
+            np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ms
+@pytest.mark.skipif(not (available("ms") and available("pt")), reason="needs both frameworks")
+def test_ten_steps_of_ms_are_those_of_pt(tmp_path):
+    """The schedule changes in the middle; the parameters move much further than the trees differ."""
+    config = write_config(tmp_path / "run.yaml", train_settings())
+    for name in ("ms", "pt"):
+        run(command(name, "train", config, f"output={tmp_path / name}"))
+    for ours, theirs in zip(losses(tmp_path / "ms"), losses(tmp_path / "pt"), strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+    ours, theirs = (final_state(tmp_path / name) for name in ("ms", "pt"))
+    apart = {key: np.abs(ours[key] - theirs[key]).max() for key in theirs if key.startswith("param.")}
+    assert max(apart.values()) < 1e-4
+    assert np.abs(theirs["param." + LET_IN[0]]).max() > 100 * apart["param." + LET_IN[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.pt
+def test_training_from_a_cache_with_conditions(tmp_path):
+    """What is shown of each clip lies in the cache; a cache of other conditions is refused."""
+    settings = train_settings()
+    conditions = {"stages": [{"video": TASKS}]}
+    encode = {key: settings[key] for key in ("vae", "text", "data", "device") if key in settings}
+    encode |= {"conditions": conditions, "clips": 8, "batch_size": 2, "clips_per_shard": 4}
+    cache = tmp_path / "cache"
+    run(command("pt", "encode", write_config(tmp_path / "encode.yaml", encode), f"output={cache}"))
+    loop = {"steps": 2, "log_every": 1}
+    cached = train_settings(
+        conditions=conditions, data={**settings["data"], "encoded": str(cache)}, loop=loop
+    )
+    config = write_config(tmp_path / "run.yaml", cached)
+    run(command("pt", "train", config, f"output={tmp_path / 'run'}"))
+    assert len(losses(tmp_path / "run")) == 2
+    stored = read_safetensors(cache / "000000.safetensors")
+    assert {name.partition(".")[2] for name in stored} == {"moments", "text", "shown", "given"}
+    for conditions, message in (
+        ({"stages": [{"video": {"i2v": 1}}]}, "other conditions"),
+        ({"stages": [{}, {"from_step": 5}]}, "got 2 stages, wanted one"),
+    ):
+        config = write_config(tmp_path / "other.yaml", {**cached, "conditions": conditions})
+        assert message in run(command("pt", "train", config, f"output={tmp_path / 'other'}"), code=2)
