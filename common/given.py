@@ -14,6 +14,7 @@ from .config import Config
 from .data.buckets import shrunk_to_area
 from .data.transforms import Box, Fit, fit_to_size, stride_box
 from .images import read_image
+from .models import TransformerConfig
 from .video import VideoReader
 
 HW_STRIDE = 32  # pixels; sizes that are multiples never need padding
@@ -151,6 +152,19 @@ def _of_video(path: str, start: int, keep: str, num_frames: int) -> Given:
                 f"keep={keep}); keep fewer, or start elsewhere"
             )
         return Given(tuple(reader.frames([first + index for index in indices])), indices)
+
+
+def check_given(given: Sequence[Given], transformer: TransformerConfig) -> None:
+    """Refuse to give frames to a model that takes none.
+
+    Raises:
+        ValueError: it is a text-to-video model.
+    """
+    if not transformer.mask_channels and any(entry.indices for entry in given):
+        raise ValueError(
+            "image, video: got a text-to-video transformer, wanted one that takes images: its config.json "
+            "has vae_scale_factor_t; set transformer.path, or leave image and video out"
+        )
 
 
 def parse_keep(keep: str, num_frames: int) -> list[int]:

@@ -63,8 +63,17 @@ def ssim_BT(a_BCTHW: np.ndarray, b_BCTHW: np.ndarray) -> np.ndarray:
 
 def psnr_ssim_T(a_THWC: np.ndarray, b_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both measures of every frame of two uint8 clips."""
-    a_BCTHW, b_BCTHW = ((to_model(frames_THWC) + 1) / 2 for frames_THWC in (a_THWC, b_THWC))
+    a_BCTHW, b_BCTHW = _as_floats(a_THWC, b_THWC)
     return psnr_BT(a_BCTHW, b_BCTHW)[0], ssim_BT(a_BCTHW, b_BCTHW)[0]
+
+
+def psnr_T(a_THWC: np.ndarray, b_THWC: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of every frame of two uint8 clips."""
+    return psnr_BT(*_as_floats(a_THWC, b_THWC))[0]
+
+
+def _as_floats(a_THWC: np.ndarray, b_THWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (to_model(a_THWC) + 1) / 2, (to_model(b_THWC) + 1) / 2
 
 
 def summarize(values_BT: np.ndarray) -> Summary:

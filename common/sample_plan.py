@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .data.buckets import Bucket
-from .given import read_given
+from .given import check_given, read_given
 from .models import TransformerConfig, VAEConfig
 from .runs import SampleConfig, latent_size
 from .sharing import check_tokens
@@ -32,15 +32,11 @@ def plan_videos(
         ValueError: what is given cannot be read or does not fit the model, or a size that cannot be made.
     """
     given = read_given(config, num_prompts, config.num_frames)
+    check_given(given, transformer)
     window, overlap = config.num_frames, 0
     if transformer.mask_channels:
         window = config.window_frames or max(1, trained_frames(transformer, vae))
         overlap = config.overlap_frames or _quarter(window)
-    elif any(entry.indices for entry in given):
-        raise ValueError(
-            "image, video: got a text-to-video transformer, wanted one that takes images: its config.json "
-            "has vae_scale_factor_t; set transformer.path, or leave image and video out"
-        )
     windows = plan_windows(config.num_frames, window, overlap)
     sizes = [entry.size(config.max_hxw, config.height, config.width) for entry in given]
     found = []

@@ -15,8 +15,10 @@ from pydantic import Field, model_validator
 
 from .conditions import grid_inputs
 from .config import Config
+from .data.buckets import Bucket
 from .data.t2v_config import T2VDataConfig
 from .diffusion import DiffusionConfig, mixture, told
+from .given import Given, GivenConfig, check_given, read_given
 from .i2v_training import I2VConfig
 from .latents import draw_latents
 from .masks import Condition
@@ -25,7 +27,7 @@ from .noise import index_of, normal
 from .optim import OptimConfig
 from .parallel import Mesh
 from .rope import timestep_features
-from .runs import Device, DType, ModelSource, SamplerConfig, SequenceConfig
+from .runs import Device, DType, ModelSource, SamplerConfig, SequenceConfig, latent_size
 from .sharing import check_tokens, describe_traffic
 from .skiparse import padded_length, to_patches
 from .text import TextConfig
@@ -53,8 +55,10 @@ FREE_KEYS = (
 )
 
 
-class T2VValidationConfig(Config):
-    """What a model in training is judged by: the loss on clips it is not trained on, and videos it makes."""
+class T2VValidationConfig(GivenConfig):
+    """What a model in training is judged by: the loss on clips it is not trained on, and videos it makes. An
+    image-to-video model makes them from what is given.
+    """
 
     data: T2VDataConfig | None = None  # clips of the loss; none: no loss, and the newest model is the best
     batches: int = Field(default=8, ge=1)
@@ -124,6 +128,23 @@ class T2VTrainConfig(Config):
                 f"(data parallel) x accumulate={self.accumulate}"
             )
         return own
+
+
+def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerConfig) -> list[Given]:
+    """What is given of each video that a validation makes.
+
+    Raises:
+        ValueError: it cannot be read, the model takes nothing, or videos of a size that cannot be made.
+    """
+    validation = config.validation
+    if validation is None or not validation.prompts:
+        return []
+    given = read_given(validation, len(validation.prompts), validation.num_frames)
+    check_given(given, model)
+    for entry in given:
+        size = entry.size(validation.max_hxw, validation.height, validation.width)
+        latent_size(Bucket(validation.num_frames, *size), vae, model)
+    return given
 
 
 class Samples(NamedTuple):

@@ -16,7 +16,7 @@ from common.images import contact_sheet, to_uint8
 from common.masks import latent_mask
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
-from common.runs import check_pair, latent_size
+from common.runs import check_pair
 from common.t2v_training import (
     FREE_KEYS,
     Samples,
@@ -26,8 +26,10 @@ from common.t2v_training import (
     sample_condition,
     sample_latents,
     step_inputs,
+    validation_given,
 )
 from common.training.loop import Batch, Validation, run_loop
+from common.windows import Window
 
 from . import runtime
 from .diffusion_loss import DiffusionLoss
@@ -35,7 +37,7 @@ from .encoders import Encoders
 from .fsdp import shard_parameters, together
 from .loading import load_transformer
 from .parallel import Ranks
-from .pipeline import LatentSampler, seeded_noise
+from .pipeline import LatentSampler
 from .training import Trained, to_device
 
 USAGE = """
@@ -55,6 +57,7 @@ class T2VTraining:
         self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
         check_pair(self.vae_config, self.model_config)
         check_conditions(config.conditions, self.model_config)
+        self.given = validation_given(config, self.vae_config, self.model_config)
         self.encoders = Encoders(config, self.vae_config, self.model_config, device)
         self.transformer = load_transformer(
             config.transformer,
@@ -194,13 +197,14 @@ class T2VTraining:
         assert validation is not None
         assert self.encoders.prompts is not None
         states, keep = self.encoders.prompts
-        size = latent_size(validation, self.vae_config, self.model_config)
-        shape, draw = (1, self.model_config.in_channels, *size), self.sampler
-        videos = []
-        for i in range(len(validation.prompts)):
-            rows = [0, i + 1] if draw.guided else [i + 1]
-            latents = draw(states[rows], keep[rows], shape, seeded_noise(shape, [i]))
-            videos.append(to_uint8(self.encoders.pixels(latents)[0]))
+        make = self.encoders.maker(self.sampler, validation.noise_strength)
+        windows, videos = [Window(0, validation.num_frames, 0)], []
+        for i, given in enumerate(self.given):
+            rows = [0, i + 1] if self.sampler.guided else [i + 1]
+            size = given.size(validation.max_hxw, validation.height, validation.width)
+            frames = given.fitted(validation.max_hxw, *size)
+            made = make((states[rows], keep[rows]), windows, size, [i], [frames], [given.indices])
+            videos.append(to_uint8(made.pixels_BCTHW[0]))
         return videos
 
     @contextmanager

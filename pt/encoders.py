@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from common.cli import Stopwatch
 from common.data.encoded import EncodedLoader
 from common.data.t2v import T2VLoader
 from common.data.t2v_config import T2VDataConfig
@@ -23,7 +24,8 @@ from common.text import TextConfig, tokenize
 
 from . import runtime
 from .loading import load_vae
-from .pipeline import decode, encode
+from .long_video import VideoMaker
+from .pipeline import LatentSampler, encode
 from .text import TextEncoder
 from .vae import WFVAE
 
@@ -123,12 +125,12 @@ class Encoders:
         made_with = fingerprint(self.config.vae, self.config.text, data, self.config.conditions)
         return EncodedLoader(data, made_with, batch_size, seed, mesh)
 
-    def pixels(self, latent_BCTHW: Tensor) -> np.ndarray:
-        """As pipeline.decode."""
+    def maker(self, sampler: LatentSampler, noise_strength: float) -> VideoMaker:
+        """What makes videos of the sampler's latents."""
         assert self.clips is not None
-        latent_frames = -(-self.clips.chunk_frames // self.clips.vae.config.stride_thw[0])
-        with self.clips.at_work():
-            return decode(self.clips.vae, latent_BCTHW, latent_frames)
+        vae, chunk_frames = self.clips.vae, self.clips.chunk_frames
+        latent_frames = -(-chunk_frames // vae.config.stride_thw[0])
+        return VideoMaker(sampler, vae, Stopwatch(), latent_frames, noise_strength, self.clips.at_work)
 
     def moments(self, x_BCTHW: np.ndarray) -> np.ndarray:
         """As ClipEncoder, in as many parts as an update has."""

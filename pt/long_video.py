@@ -5,6 +5,7 @@ Shapes: B videos, C channels, T frames, H height, W width; N given frames.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class VideoMaker:
     Args:
         chunk_frames: latent frames that go through the VAE at a time after the first; 0: all.
         noise_strength: standard deviation of noise on what is given.
+        at_work: a context in which the VAE may be used.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class VideoMaker:
         watch: Stopwatch,
         chunk_frames: int = 0,
         noise_strength: float = 0.0,
+        at_work: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self.sampler, self.vae, self.watch = sampler, vae, watch
-        self.chunk_frames, self.noise_strength = chunk_frames, noise_strength
+        self.chunk_frames, self.noise_strength, self.at_work = chunk_frames, noise_strength, at_work
 
     def __call__(
         self,
@@ -69,13 +72,13 @@ class VideoMaker:
             condition = None
             if self.sampler.takes_condition:
                 x_BCTHW, given_BT = window_pixels(window, frames, indices, made, size)
-                with self.watch.stage("condition"):
+                with self.watch.stage("condition"), self.at_work():
                     condition = self.condition(x_BCTHW, given_BT, seeds, number)
             shape = self.latent_shape(len(seeds), window.num_frames, size)
             noise = seeded_noise(shape, seeds, number)
             with self.watch.stage("denoise"):
                 latent = self.sampler(states, keep_text, shape, noise, callback, condition)
-            with self.watch.stage("decode"):
+            with self.watch.stage("decode"), self.at_work():
                 pixels = decode(self.vae, latent, self.chunk_frames)
             new = pixels[:, :, window.num_known :]
             made = new if made is None else np.concatenate([made, new], axis=2)

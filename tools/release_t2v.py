@@ -12,35 +12,28 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
 from common import cli
 from common.checkpoint import StoredWeights, save_weights, weight_files
-from common.config import load
 from common.data.drawing import render
-from common.data.scenes import Scene
 from common.images import resize_crop, to_model, to_uint8, write_png
-from common.models import TransformerConfig, VAEConfig, read_hub_config, read_json
+from common.models import TransformerConfig, read_hub_config, read_json
 from common.oracle import Reading, read_back
-from common.outputs import Job, batches, plan_jobs
-from common.runs import RoundTripConfig, SampleConfig, latent_size
-from common.sample_plan import VideoPlan, plan_videos
+from common.runs import RoundTripConfig
+from tools.measuring import Sampler, Setting, add_arguments, prepare, run_command
 from tools.oracle import (
     ATTRIBUTES,
     SHEET_CELL,
     Triple,
     accuracy,
-    clip_of,
     confusions,
     heading,
     in_columns,
     row,
     strip,
 )
-from tools.parity.tree import Tree
 
 MAX_PARAMETERS = 4_000_000
 GOALS = {"colour": 0.95, "shape": 0.90, "motion": 0.85, "all": 0.80}  # share of the samples that show it
@@ -49,17 +42,7 @@ SHEET_VIDEOS, SHEET_FRAMES = 24, 6
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run; the exit code."""
-    top = parser()
-    given, rest = top.parse_known_args(argv)  # key=value may stand anywhere
-    if any("=" not in word or word.startswith("-") for word in rest) or (rest and "config" not in given):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    given.override = rest
-    cv2.setNumThreads(1)
-    try:
-        return given.run(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser(), argv)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,14 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("target", help="folder to write")
     sub.set_defaults(run=run_make)
     sub = commands.add_parser("measure", help="sample held-out captions and read the videos back")
-    sub.add_argument("config", help="config of `sample`; key=value changes it")
-    sub.add_argument("--tree", choices=("ms", "pt"), default="ms")
-    sub.add_argument("--clips", type=int, default=200)
-    sub.add_argument("--batch", type=int, default=10, help="videos denoised together")
-    sub.add_argument("--seed", type=int, default=0, help="of the scenes; the noise has the config's seed")
-    sub.add_argument("--sheet", metavar="FILE.png", help=f"write the first {SHEET_VIDEOS} samples as strips")
-    sub.add_argument("--json", metavar="FILE.json", help="write every reading, the config and the versions")
-    sub.set_defaults(run=run_measure)
+    add_arguments(sub, 200, run_measure)
     return top
 
 
@@ -115,32 +91,17 @@ def _in_float16(weights: StoredWeights, name: str, where: str) -> np.ndarray:
 
 def run_measure(given: argparse.Namespace) -> int:
     """Sample, read back, tell how often the videos show what their captions say."""
-    if given.clips < 2 or given.batch < 1 or given.seed < 0:
-        raise ValueError(
-            f"measure: got {given.clips} clips in batches of {given.batch} from seed {given.seed}; "
-            "wanted at least 2, 1 and 0"
-        )
-    clips = [clip_of(given.seed, index, heldout=True) for index in range(given.clips)]
-    scenes, captions = [scene for scene, _ in clips], [caption for _, caption in clips]
-    config = load(SampleConfig, given.config, given.override)
-    config = config.replace(prompt=captions, num_samples=1, batch_size=given.batch)
-    for file in filter(None, (given.sheet, given.json)):
-        cli.prepare_folder(str(Path(file).parent))
-    tree = Tree(given.tree, config.device)
-    vae_config = config.vae.resolve(VAEConfig, "vae")
-    latent_size(config, vae_config, config.transformer.resolve(TransformerConfig, "transformer"))
-    vae = tree.loading.load_vae(config.vae, vae_config, config.vae_dtype, tree.device)
-
-    jobs = plan_jobs(captions, 1, config.seed)
-    videos, samples, seconds = read_samples(tree, config, jobs, vae)
-    rendered, restored = read_bounds(tree, config, scenes, vae)
+    setting = prepare(given)
+    config, tree, _, scenes, captions, jobs = setting
+    videos, samples, seconds = read_samples(setting)
+    rendered, restored = read_bounds(setting)
     truth = [scene.things[0].triple for scene in scenes]
     reached = accuracy(*map(triples, (samples, truth)))
     missed = [name for name, share in zip(ATTRIBUTES, reached, strict=True) if share < GOALS[name]]
 
     corner = f"{given.clips} held-out captions, {config.num_frames} x {config.height} x {config.width}"
     print(table(corner, samples, rendered, restored, truth))
-    print(f"\n{seconds:.3g} s per video, {given.batch} together ({tree.name}, {device_name(tree)}).")
+    print(f"\n{seconds:.3g} s per video, {given.batch} together ({tree.name}, {setting.device}).")
     print(f"Goals missed: {', '.join(missed)}." if missed else "All goals are met.")
     if given.sheet:
         shown = zip(videos, captions, samples, truth)
@@ -166,23 +127,22 @@ def run_measure(given: argparse.Namespace) -> int:
             missed=missed,
             seconds_per_video=round(seconds, 4),
             tree=tree.name,
-            device=device_name(tree),
+            device=setting.device,
             versions=tree.runtime.versions(),
             readings=records,
         )
     return 1 if missed else 0
 
 
-def read_samples(
-    tree: Tree, config: SampleConfig, jobs: list[Job], vae: Any
-) -> tuple[list[np.ndarray], list[Reading], float]:
+def read_samples(setting: Setting) -> tuple[list[np.ndarray], list[Reading], float]:
     """The first videos, the readings of all, and the seconds that one takes.
 
     The first batch loads the model and in MindSpore compiles it; if there are others, it does not count.
     """
     videos, readings, seconds = [], [], []
     start = time.perf_counter()
-    for batch in sample_videos(tree, config, jobs, vae):
+    sampler = Sampler(setting)
+    for batch in sampler(sampler.plan):
         seconds.append((time.perf_counter() - start) / len(batch))
         videos += batch[: SHEET_VIDEOS - len(videos)]
         readings += map(read_back, batch)
@@ -190,45 +150,25 @@ def read_samples(
     return videos, readings, float(np.median(seconds[1:] or seconds))
 
 
-def sample_videos(
-    tree: Tree, config: SampleConfig, jobs: list[Job], vae: Any, plan: VideoPlan | None = None
-) -> Iterator[list[np.ndarray]]:
-    """Batches of videos, uint8 (T, H, W, 3), as `sample` of the tree makes them.
-
-    Args:
-        plan: what is given of each; none: what the config says.
-    """
-    transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
-    plan = plan_videos(config, len(jobs), vae.config, transformer_config) if plan is None else plan
-    transformer = tree.loading.load_transformer(
-        config.transformer, transformer_config, config.dtype, tree.device
-    )
-    guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
-    sampler = tree.pipeline.LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
-    make = tree.long_video.VideoMaker(sampler, vae, cli.Stopwatch(), config.vae_chunk_frames)
-    prompts = [job.prompt for job in jobs]
-    text = tree.sample.encode_prompts(config, prompts, tree.device, transformer_config.caption_channels)
-    groups = batches(jobs, config.batch_size, plan.sizes)
-    for _, made in tree.sample.videos(plan, groups, make, text, True):
-        yield [to_uint8(pixels_CTHW) for pixels_CTHW in made.pixels_BCTHW]
-
-
-def read_bounds(
-    tree: Tree, config: SampleConfig, scenes: list[Scene], vae: Any
-) -> tuple[list[Reading], list[Reading]]:
+def read_bounds(setting: Setting) -> tuple[list[Reading], list[Reading]]:
     """Readings of the scenes themselves, as rendered and through the VAE: no sample can be expected to be
     read better.
     """
+    config = setting.config
+    drawn = [render(scene, config.num_frames, config.height, config.width) for scene in setting.scenes]
+    restored = [read_back(frames) for batch in restore(setting, drawn) for frames in batch]
+    return [*map(read_back, drawn)], restored
+
+
+def restore(setting: Setting, videos: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Batches of videos through the VAE and back, uint8 (T, H, W, 3)."""
+    config, vae, batch = setting.config, setting.vae, setting.config.batch_size
     chunk_frames = config.vae_chunk_frames * vae.config.stride_thw[0]
     trip = RoundTripConfig(vae=config.vae, input="", vae_dtype=config.vae_dtype, chunk_frames=chunk_frames)
-    rendered, restored = [], []
-    for start in range(0, len(scenes), config.batch_size):
-        some = scenes[start : start + config.batch_size]
-        drawn = [render(scene, config.num_frames, config.height, config.width) for scene in some]
-        rendered += map(read_back, drawn)
-        pixels_BCTHW = tree.reconstruct.round_trip(vae, np.concatenate([*map(to_model, drawn)]), trip)
-        restored += [read_back(to_uint8(pixels_CTHW)) for pixels_CTHW in pixels_BCTHW]
-    return rendered, restored
+    for start in range(0, len(videos), batch):
+        x_BCTHW = np.concatenate([*map(to_model, videos[start : start + batch])])
+        pixels_BCTHW = setting.tree.reconstruct.round_trip(vae, x_BCTHW, trip)
+        yield [to_uint8(pixels_CTHW) for pixels_CTHW in pixels_BCTHW]
 
 
 def table(
@@ -270,11 +210,6 @@ def sample_strip(frames_THWC: np.ndarray, caption: str, reading: Reading, truth:
     verdict = f"read: {' '.join(reading.triple)}" + (f"; wanted: {' '.join(wrong)}" if wrong else "")
     cells_THWC = resize_crop(picked_THWC, SHEET_CELL, round(SHEET_CELL * W / H))
     return strip(cells_THWC, f"{caption}\n{verdict}", num_lines=3)
-
-
-def device_name(tree: Tree) -> str:
-    """What the tree's device calls itself."""
-    return tree.runtime.device_name(tree.device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from common.runs import SampleConfig
 from tests.e2e.test_command_lines import ONLY_PT, needs_encoder, sample_settings, write
 from tests.tiny import build, tiny_transformer_config
 from tools import release_t2v
+from tools.measuring import Sampler, Setting
 from tools.oracle import LINE, SHEET_CELL, clip_of
 from tools.release_t2v import GOALS, MAX_PARAMETERS, SHEET_FRAMES, main
 
@@ -121,25 +122,32 @@ def test_samples_are_those_of_the_sample_command(tree, tmp_path):
     """Video i comes from caption i and seed + i, whatever is batched with it."""
     prompts = [clip_of(0, index, True)[1] for index in range(3)]
     config = SampleConfig.model_validate(sample_settings(tmp_path, prompt=prompts, seed=5))
-    jobs = plan_jobs(prompts, 1, config.seed)
     vae = tree.loading.load_vae(config.vae, config.vae.resolve(VAEConfig, "vae"), "float32", "cpu")
-    videos = release_t2v.sample_videos(tree, config.replace(batch_size=2), jobs, vae)
+    jobs, batched = plan_jobs(prompts, 1, config.seed), config.replace(batch_size=2)
+    sampler = Sampler(Setting(batched, tree, vae, [], prompts, jobs))
     tree.sample.sample(config)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    for frames, file in zip([frames for batch in videos for frames in batch], files, strict=True):
+    videos = [frames for batch in sampler(sampler.plan) for frames in batch]
+    for frames, file in zip(videos, files, strict=True):
         expected = read_safetensors(file)["frames_THWC"]
         assert np.abs(frames.astype(int) - expected).max() <= 1, "rounding apart"
 
 
-def draw_scenes(tree, config, jobs, vae):
-    """What a perfect model would sample."""
-    for job in jobs:
-        yield [render(clip_of(3, job.index, True)[0], config.num_frames, config.height, config.width)]
+class Perfect:
+    """Samples what a perfect model would."""
+
+    def __init__(self, setting):
+        self.setting, self.plan = setting, None
+
+    def __call__(self, plan):
+        config = self.setting.config
+        for job in self.setting.jobs:
+            yield [render(clip_of(3, job.index, True)[0], config.num_frames, config.height, config.width)]
 
 
 @ONLY_PT
 def test_perfect_samples_score_all_and_shuffled_ones_as_chance(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(release_t2v, "sample_videos", draw_scenes)
+    monkeypatch.setattr(release_t2v, "Sampler", Perfect)
     config = write(tmp_path, sample_settings(tmp_path, height=64, width=64))
     line = ["measure", config, "--tree", "pt", "--clips", "60", "--seed", "3"]
     assert main([*line, "--json", str(tmp_path / "told.json")]) == 0
@@ -158,11 +166,12 @@ def test_perfect_samples_score_all_and_shuffled_ones_as_chance(tree, tmp_path, c
 
 @ONLY_PT
 def test_samples_that_never_move_miss_the_motion_alone(tree, tmp_path, capsys, monkeypatch):
-    def freeze(tree, config, jobs, vae):
-        for batch in draw_scenes(tree, config, jobs, vae):
-            yield [np.repeat(frames[:1], len(frames), axis=0) for frames in batch]
+    class Frozen(Perfect):
+        def __call__(self, plan):
+            for batch in super().__call__(plan):
+                yield [np.repeat(frames[:1], len(frames), axis=0) for frames in batch]
 
-    monkeypatch.setattr(release_t2v, "sample_videos", freeze)
+    monkeypatch.setattr(release_t2v, "Sampler", Frozen)
     config = write(tmp_path, sample_settings(tmp_path, height=64, width=64))
     assert main(["measure", config, "--tree", "pt", "--clips", "8", "--seed", "3"]) == 1
     out = capsys.readouterr().out

@@ -157,9 +157,15 @@ def text_model(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.pt
-def test_begins_from_a_text_to_video_model_and_says_so(tmp_path, text_model):
+def test_begins_from_a_text_to_video_model_and_says_so(tmp_path, text_model, pictures):
+    """Its validation makes videos from pictures."""
     source = {"path": str(text_model), "overrides": {"vae_scale_factor_t": 4}}
-    config = write_config(tmp_path / "run.yaml", train_settings(transformer=source))
+    settings = train_settings(transformer=source)
+    settings["loop"]["validate_every"] = 5
+    validation = {"num_frames": 5, "height": 32, "width": 64, "sampler": {"num_steps": 2}}
+    validation |= {"prompts": ["a red ball", "a box"], "image": pictures}
+    settings["validation"] = validation | {"data": settings["data"], "batches": 1}
+    config = write_config(tmp_path / "run.yaml", settings)
     printed = run(command("pt", "train", config, f"output={tmp_path / 'run'}"))
     assert "is a text-to-video model; the layers that let images in are new and start at zero" in printed
     released = checkpoints(tmp_path / "run")[-1] / "model"
@@ -168,6 +174,7 @@ def test_begins_from_a_text_to_video_model_and_says_so(tmp_path, text_model):
     assert written["vae_scale_factor_t"] == 4
     trained, before = StoredWeights(released), StoredWeights(text_model)
     assert all(np.abs(trained[name]).max() > 0 for name in LET_IN)
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 2
     assert set(trained) - set(before) == {name for name in trained if name.startswith("pos_embed_mask")}
 
 
