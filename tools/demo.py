@@ -1,5 +1,5 @@
-"""The first look: a real clip through the VAE and a video from a prompt, by both trees, and the proof that
-they agree.
+"""The first look: a real clip through the VAE, a video from a prompt, and videos from pictures, by both trees,
+and the proof that they agree.
 
 python -m tools.demo [key=value ...]        overrides for the sampling config, e.g. prompt="a cat"
 """
@@ -14,30 +14,36 @@ from pathlib import Path
 import numpy as np
 
 from common.checkpoint import read_safetensors
+from common.data.drawing import render
+from common.images import write_png
+from tools.oracle import clip_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = Path("outputs/demo")
 TREES = {"ms": "MindSpore", "pt": "PyTorch"}
+SCENE_SEED = 0  # of the scene whose ends are given
 MAX_GREY_LEVELS = 1  # between the trees, in any pixel: rounding
 MIN_STD, MAX_CLIPPED = 10.0, 0.5  # of every frame, or agreement would prove little
 
 
 def main() -> int:
     clip = sample_clip()
-    runs = {
-        "reconstruct": ["configs/reconstruct_demo.yaml", f"input={clip}"],
-        "sample": ["configs/sample_demo.yaml", *sys.argv[1:]],
-    }
     ok = True
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)  # only this program writes there
-    for command, arguments in runs.items():
+    runs = {
+        "reconstruct": ["reconstruct", "configs/reconstruct_demo.yaml", f"input={clip}"],
+        "sample": ["sample", "configs/sample_demo.yaml", *sys.argv[1:]],
+        "pictures": ["sample", "configs/sample_demo_i2v.yaml", *draw_pictures(OUTPUT / "given")],
+    }
+    for name, (command, *arguments) in runs.items():
         for tree, framework in TREES.items():
-            run(tree, framework, command, arguments)
-        ok &= agree(command)
+            run(tree, framework, command, arguments, name)
+        ok &= agree(name)
     print(f"\nLook at {OUTPUT}/: an .mp4, a contact sheet .png and a .json with all settings for each run.")
     print(
-        "The models are the tiny release's; assets/t2v_tiny/README.md tells how well it keeps to its\n"
-        "prompts, and README.md how to use released weights."
+        "pictures_*/0000 begins with given/first.png, 0001 goes from there to given/last.png.\n"
+        "The models are the tiny release's; assets/t2v_tiny/README.md and assets/i2v_tiny/README.md tell how\n"
+        "well they keep to their prompts, and README.md how to use released weights."
     )
     return 0 if ok else 1
 
@@ -53,8 +59,21 @@ def sample_clip() -> Path:
     return found
 
 
-def run(tree: str, framework: str, command: str, arguments: list[str]) -> None:
-    output = OUTPUT / f"{command}_{tree}"
+def draw_pictures(folder: Path) -> list[str]:
+    """First and last frame of a scene as files; the keys that make a video from the first, and one from both."""
+    (ROOT / folder).mkdir(parents=True)
+    scene, caption = clip_of(SCENE_SEED, 0, heldout=True)
+    frames_THWC = render(scene, 17, 96, 96)
+    first, last = folder / "first.png", folder / "last.png"
+    write_png(ROOT / first, frames_THWC[0])
+    write_png(ROOT / last, frames_THWC[-1])
+    pictures = folder / "pictures.txt"
+    (ROOT / pictures).write_text(f"{first}\n{first},{last}\n")
+    return [f"image={pictures}", f"prompt=[{caption}, {caption}]"]
+
+
+def run(tree: str, framework: str, command: str, arguments: list[str], name: str) -> None:
+    output = OUTPUT / f"{name}_{tree}"
     line = [sys.executable, "-m", f"{tree}.{command}", *arguments, "save_tensors=true", f"output={output}"]
     print(f"\n$ python {' '.join(line[1:])}", flush=True)
     start = time.perf_counter()
@@ -64,9 +83,9 @@ def run(tree: str, framework: str, command: str, arguments: list[str]) -> None:
     print(f"[{framework}, {time.perf_counter() - start:.0f} s]")
 
 
-def agree(command: str) -> bool:
+def agree(name: str) -> bool:
     """Compare the frames of both trees, and make sure that there is something in them to compare."""
-    ms, pt = (frames(ROOT / OUTPUT / f"{command}_{tree}") for tree in TREES)
+    ms, pt = (frames(ROOT / OUTPUT / f"{name}_{tree}") for tree in TREES)
     apart = int(np.abs(ms.astype(int) - pt.astype(int)).max())
     share = float((ms == pt).mean())
     std = float(ms.std(axis=(1, 2, 3)).min())
@@ -80,15 +99,14 @@ def agree(command: str) -> bool:
         else "agree, on frames that show too little"
     )
     print(
-        f"\n{command}: the trees {verdict}: {len(ms)} frames, at most {apart} of 255 grey levels apart, "
+        f"\n{name}: the trees {verdict}: {len(ms)} frames, at most {apart} of 255 grey levels apart, "
         f"{share:.2%} of values equal (least contrast: std {std:.0f}, most clipped: {clipped:.0%})"
     )
     return ok
 
 
 def frames(folder: Path) -> np.ndarray:
-    (file,) = folder.glob("*.safetensors")
-    return read_safetensors(file)["frames_THWC"]
+    return np.concatenate([read_safetensors(f)["frames_THWC"] for f in sorted(folder.glob("*.safetensors"))])
 
 
 if __name__ == "__main__":

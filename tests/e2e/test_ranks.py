@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import read_safetensors
+from common.images import write_png
 from common.sharing import traffic
 from tests.conftest import available
 from tests.tiny import tiny_transformer_config, tiny_vae_config
@@ -14,6 +15,7 @@ from .training import as_vector, command, launch, run, write_config
 pytestmark = pytest.mark.slow
 NUM_TOKENS = int(np.prod(LATENT_THW)) // PLAN.patch_size**2
 WORKER = "tests/e2e/ranks_worker.py"
+TASKS = {"t2iv": 1, "i2v": 2, "transition": 1, "continuation": 1, "random_temporal": 1}
 CASES = {
     1: {
         "whole": "",
@@ -68,11 +70,19 @@ def settings():
     }
 
 
+def image_settings():
+    """An image-to-video model, which is the other and more; its tasks change in the middle."""
+    found = settings()
+    found["transformer"]["config"]["vae_scale_factor_t"] = 4
+    stages = [{"video": TASKS}, {"from_step": 3, "video": {"i2v": 1}}]
+    return {**found, "conditions": {"stages": stages}}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What a tree computes on a number of ranks, by the case's name; made when first asked for."""
     folder, made = tmp_path_factory.mktemp("ranks"), {}
-    config = write_config(folder / "run.yaml", settings())
+    config = write_config(folder / "run.yaml", image_settings())
 
     def train(tree, ranks):
         if (tree, ranks) not in made:
@@ -132,13 +142,16 @@ def test_both_trees_train_alike(trained):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
 def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
-    run_settings = settings()
+    run_settings = image_settings()
+    picture = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (32, 1, 3))
+    write_png(tmp_path / "first.png", picture)
     config = write_config(
         tmp_path / "sample.yaml",
         {
             **{key: run_settings[key] for key in ("transformer", "vae", "text", "device")},
             "sampler": {"num_steps": 3, "guidance_rescale": 0.5},
             "prompt": ["a red ball", "a blue ring"],
+            "image": str(tmp_path / "first.png"),
             "num_frames": 5,
             "height": 32,
             "width": 64,
