@@ -1,5 +1,5 @@
-"""The first look: a real clip through the VAE, a video from a prompt, and videos from pictures, by both trees,
-and the proof that they agree.
+"""The first look: a real clip through the VAE, a video from a prompt, and videos from pictures, by both
+trees, and the proof that they agree.
 
 python -m tools.demo [key=value ...]        overrides for the sampling config, e.g. prompt="a cat"
 """
@@ -42,8 +42,8 @@ def main() -> int:
     print(f"\nLook at {OUTPUT}/: an .mp4, a contact sheet .png and a .json with all settings for each run.")
     print(
         "pictures_*/0000 begins with given/first.png, 0001 goes from there to given/last.png.\n"
-        "The models are the tiny release's; assets/t2v_tiny/README.md and assets/i2v_tiny/README.md tell how\n"
-        "well they keep to their prompts, and README.md how to use released weights."
+        "The models are the tiny release's; assets/t2v_tiny/README.md and assets/i2v_tiny/README.md tell\n"
+        "how well they keep to their prompts, and README.md how to use released weights."
     )
     return 0 if ok else 1
 
@@ -60,7 +60,7 @@ def sample_clip() -> Path:
 
 
 def draw_pictures(folder: Path) -> list[str]:
-    """First and last frame of a scene as files; the keys that make a video from the first, and one from both."""
+    """First and last frame of a scene as files; the keys for a video from the first, and one from both."""
     (ROOT / folder).mkdir(parents=True)
     scene, caption = clip_of(SCENE_SEED, 0, heldout=True)
     frames_THWC = render(scene, 17, 96, 96)
