@@ -63,6 +63,8 @@ class EncodeConfig(Config):
             raise ValueError(f"clips: got {self.clips}, wanted a multiple of batch_size={self.batch_size}")
         if self.data.encoded is not None:
             raise ValueError("data.encoded is a cache already; encode reads the clips themselves")
+        if self.conditions is not None:
+            self.conditions.check_one_stage()
         if not self.data.group:
             raise ValueError("data.group: false pads batches; encoded clips have no padding")
         return self
@@ -79,7 +81,7 @@ class Item(NamedTuple):
     moments_ZTHW: np.ndarray  # of the posterior: means, then log variances
     text_LE: np.ndarray  # without padding
     shown_ZTHW: np.ndarray | None = None  # moments of what an image-to-video model is shown
-    given_T: np.ndarray | None = None  # and which frames that are, of pixels
+    given_T: np.ndarray | None = None  # and which of its frames are given, as 0 and 1
 
 
 def order_of(config: EncodeConfig) -> str:

@@ -40,26 +40,17 @@ def fingerprint(
     """A hash of each thing that decides what a cache holds.
 
     Raises:
-        ValueError: conditions that change with the step, or a file that is missing.
+        ValueError: a file that is missing.
     """
     settings = text.model_dump(exclude={"path", "dtype"})
     clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
-    shown = {} if conditions is None else {"conditions": _hash([_one_stage(conditions).model_dump()])}
+    shown = {} if conditions is None else {"conditions": _hash([conditions.model_dump()])}
     return {
         "vae": _hash_of_model(vae),
         "text": _hash([settings, *_digests(_encoder_files(text))]),
         "data": _hash([clips, *_digests(annotation_files(data.annotations))]),
         **shown,
     }
-
-
-def _one_stage(conditions: I2VConfig) -> I2VConfig:
-    if len(conditions.stages) > 1:
-        raise ValueError(
-            f"conditions: got {len(conditions.stages)} stages, wanted one: what a cache shows of its clips "
-            "is drawn when they are encoded; make a cache and a run for each stage, or train from the clips"
-        )
-    return conditions
 
 
 def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder: Path) -> None:

@@ -20,90 +20,81 @@ from .video import VideoReader
 HW_STRIDE = 32  # pixels; sizes that are multiples never need padding
 MOVING = (".gif", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".ts")
 NOTHING = "-"  # the entry of a prompt for which nothing is given
+ABOUT = {"image": ("at",), "video": ("start", "keep"), "image or video": ("max_hxw",)}  # keys that go with it
 
 
 class GivenConfig(Config):
-    """The keys of a sampling run that say what is given. None of them: the prompt alone."""
+    """The size of a video, and what is given of it. Without `image` and `video`: the prompt alone."""
 
-    image: str | list[str] | None = (
-        None  # a picture, or several with commas between; .txt: a line for each prompt
-    )
+    num_frames: int = Field(default=93, ge=1)
+    height: int = Field(default=352, ge=16)
+    width: int = Field(default=640, ge=16)
+    # a picture, or several with commas between; a list or .txt has an entry for each prompt
+    image: str | list[str] | None = None
     at: list[int] | None = None  # frames that pictures become, -1 the last; of one: 0, of two: 0 and -1
     video: str | list[str] | None = None  # instead of pictures, a clip
-    start: int = 0  # its frame that becomes the first; a negative one counts from its end
-    keep: str = "0"  # which frames are given of it: numbers and first:stop, such as 0:9 or 0,8,-1
-    max_hxw: int | None = Field(
-        default=None, ge=HW_STRIDE**2
-    )  # take the size from what is given, up to so many
+    start: int | None = None  # its frame that becomes the first; a negative one counts from its end
+    keep: str | int | None = (
+        None  # its frames that are given, such as "0:9" or "0,8,-1"; the first if not told
+    )
+    max_hxw: int | None = Field(default=None, ge=HW_STRIDE**2)  # pixels; the size is that of what is given
     noise_strength: float = Field(
         default=0.0, ge=0
-    )  # standard deviation of noise on it, in pixels of [-1, 1]
+    )  # standard deviation of noise on it; pixels are in [-1, 1]
 
 
 class Given(NamedTuple):
-    """Frames that are given, and which ones of the video they are."""
+    """What is given of one video."""
 
-    pictures: tuple[np.ndarray, ...] = ()  # uint8 (H, W, 3); sizes may differ
+    frames_NHWC: np.ndarray  # uint8, in the size of the video
+    indices: tuple[int, ...]  # which of its frames they are
+    size: tuple[int, int]  # height and width of the video
+    warnings: tuple[str, ...] = ()
+
+
+class _Source(NamedTuple):
+    """Frames as they were read; their sizes may differ."""
+
+    pictures: tuple[np.ndarray, ...] = ()
     indices: tuple[int, ...] = ()
-
-    def size(self, max_hxw: int | None, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the video: the wanted ones, or the largest that what is given has in common.
-
-        Raises:
-            ValueError: that is smaller than 32 pixels.
-        """
-        if max_hxw is None or not self.pictures:
-            return height, width
-        fit = self._free(max_hxw)
-        if min(fit.after.height, fit.after.width) < HW_STRIDE:
-            raise ValueError(
-                f"image: got {fit.before.height}x{fit.before.width} pixels (what all given pictures cover), "
-                f"wanted {HW_STRIDE} or more each way; give larger ones, or leave max_hxw out to enlarge them"
-            )
-        return fit.after.height, fit.after.width
-
-    def fitted(self, max_hxw: int | None, height: int, width: int) -> np.ndarray:
-        """The frames in that size (N,H,W,3), uint8: cut around their centre, and scaled."""
-        frames = []
-        for picture_HWC in self.pictures:
-            H, W, _ = picture_HWC.shape
-            fit = fit_to_size(H, W, height, width)
-            if max_hxw is not None:
-                fit = self._free(max_hxw)
-                box = fit.before
-                fit = fit._replace(before=box._replace(top=(H - box.height) // 2, left=(W - box.width) // 2))
-            frames.append(np.rint(fit(picture_HWC[None])[0]).astype(np.uint8))
-        return np.stack(frames) if frames else np.zeros((0, height, width, 3), np.uint8)
-
-    def _free(self, max_hxw: int) -> Fit:
-        """The part all pictures have, shrunk to the area, cut to the stride."""
-        H, W = (min(picture.shape[axis] for picture in self.pictures) for axis in (0, 1))
-        h, w = (int(side) for side in shrunk_to_area(H, W, max_hxw))
-        return Fit(Box(0, 0, H, W), (h, w), stride_box(h, w, HW_STRIDE))
+    warnings: tuple[str, ...] = ()
 
 
-def read_given(config: GivenConfig, num_prompts: int, num_frames: int) -> list[Given]:
+def read_given(config: GivenConfig, num_prompts: int, fps: float | None = None) -> list[Given]:
     """What is given for each prompt.
+
+    Args:
+        fps: of the video to be made; clips of another rate are told of.
 
     Raises:
         ValueError: a file that is missing or does not decode, frames outside the video, not one entry for
-            each prompt, or images and video at once.
+            each prompt, or keys that contradict each other.
     """
-    if config.image is not None and config.video is not None:
-        raise ValueError("image, video: got both, wanted one of them; leave the other out")
-    if config.image is None and config.video is None:
-        idle = [name for name in ("at", "max_hxw") if getattr(config, name) is not None]
-        if idle:
-            raise ValueError(f"{idle[0]}: it is about given frames, and none are given; set image or video")
-        return [Given()] * num_prompts
-    key = "image" if config.video is None else "video"
+    key = _which(config)
+    if key is None:
+        return [_fitted(config, _Source())] * num_prompts
     entries = _entries(key, getattr(config, key))
     if len(entries) not in (1, num_prompts):
         raise ValueError(
-            f"{key}: got {len(entries)} entries for {num_prompts} prompts, wanted one for each or one for all"
+            f"{key}: got {len(entries)} entries for {num_prompts} prompts, wanted one for each or one for "
+            "all; commas join pictures of one prompt"
         )
-    read = [_read(config, key, entry, num_frames) for entry in entries]
+    read = [_fitted(config, _read(config, key, entry, fps)) for entry in entries]
     return read * num_prompts if len(read) == 1 else read
+
+
+def _which(config: GivenConfig) -> str | None:
+    """Whether `image` or `video` is given, or neither."""
+    if config.image is not None and config.video is not None:
+        raise ValueError("image, video: got both, wanted one of them; leave the other out")
+    given = [key for key in ("image", "video") if getattr(config, key) is not None]
+    for owner, keys in ABOUT.items():
+        idle = [key for key in keys if getattr(config, key) is not None]
+        if idle and not set(owner.split(" or ")) & set(given):
+            raise ValueError(
+                f"{idle[0]}: it goes with {owner}, which is not given; set that, or leave it out"
+            )
+    return given[0] if given else None
 
 
 def _entries(key: str, spec: str | Sequence[str]) -> list[str]:
@@ -120,11 +111,11 @@ def _entries(key: str, spec: str | Sequence[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read(config: GivenConfig, key: str, entry: str, num_frames: int) -> Given:
+def _read(config: GivenConfig, key: str, entry: str, fps: float | None) -> _Source:
     if entry == NOTHING:
-        return Given()
+        return _Source()
     if key == "video":
-        return _of_video(entry, config.start, config.keep, num_frames)
+        return _of_video(config, entry, fps)
     paths = [entry] if Path(entry).is_file() else [path.strip() for path in entry.split(",")]
     for path in paths:
         if path.lower().endswith(MOVING):
@@ -137,13 +128,14 @@ def _read(config: GivenConfig, key: str, entry: str, num_frames: int) -> Given:
         raise ValueError(
             f"at: got {at} for {len(paths)} pictures, wanted a frame for each, such as at=[0, 8, -1]"
         )
-    return Given(tuple(map(read_image, paths)), _inside(at, num_frames, "at"))
+    return _Source(tuple(map(read_image, paths)), _inside(at, config.num_frames, "at"))
 
 
-def _of_video(path: str, start: int, keep: str, num_frames: int) -> Given:
-    indices = _inside(parse_keep(keep, num_frames), num_frames, "keep")
+def _of_video(config: GivenConfig, path: str, fps: float | None) -> _Source:
+    keep, start = "0" if config.keep is None else str(config.keep), config.start or 0
+    indices = _inside(parse_keep(keep, config.num_frames), config.num_frames, "keep")
     with VideoReader(path) as reader:
-        total = reader.info.num_frames
+        total, rate = reader.info.num_frames, reader.info.fps
         first = start if start >= 0 else total + start
         last = first + max(indices)
         if first < 0 or last >= total:
@@ -151,7 +143,92 @@ def _of_video(path: str, start: int, keep: str, num_frames: int) -> Given:
                 f"video {path}: got {total} frames, wanted frames {first} to {last} of it (start={start}, "
                 f"keep={keep}); keep fewer, or start elsewhere"
             )
-        return Given(tuple(reader.frames([first + index for index in indices])), indices)
+        frames = tuple(reader.frames([first + index for index in indices]))
+    other_rate = fps is not None and len(indices) > 1 and abs(rate / fps - 1) > 0.05
+    told = (
+        f"video {path}: got {rate:.4g} frames a second, the video is written with fps={fps}: the given part "
+        "will play at another speed; convert the clip to that rate"
+    )
+    return _Source(frames, indices, (told,) if other_rate else ())
+
+
+def parse_keep(keep: str, num_frames: int) -> list[int]:
+    """The frames that `keep` means: numbers and first:stop with commas between, negative ones from the end.
+
+    Raises:
+        ValueError: it is not of that form, goes beyond the video, or names no frame.
+    """
+    found: list[int] = []
+    for part in keep.split(","):
+        try:
+            bounds = [int(bound) if bound.strip() else None for bound in part.split(":")]
+        except ValueError:
+            bounds = []
+        if len(bounds) == 2:
+            beyond = [bound for bound in bounds if bound is not None and abs(bound) > num_frames]
+            if beyond:
+                raise ValueError(f"keep: got {part}, wanted a part of the video's {num_frames} frames")
+            found += range(num_frames)[slice(*bounds)]
+        elif len(bounds) == 1 and bounds[0] is not None:
+            found.append(bounds[0])
+        else:
+            raise ValueError(f'keep: got {keep!r}, wanted frames such as "0:9" or "0,8,-1"')
+    if not found:
+        raise ValueError(f"keep: got {keep!r}, which names none of {num_frames} frames; such as 0:9")
+    return found
+
+
+def _inside(indices: Sequence[int], num_frames: int, key: str) -> tuple[int, ...]:
+    """Indices counted from the start.
+
+    Raises:
+        ValueError: one is outside the video, or stands there twice.
+    """
+    places = [index + num_frames if index < 0 else index for index in indices]
+    wrong = [index for index, place in zip(indices, places, strict=True) if not 0 <= place < num_frames]
+    if wrong:
+        raise ValueError(f"{key}: got frame {wrong[0]}, wanted one of {num_frames}: 0 to {num_frames - 1}")
+    if len(set(places)) < len(places):
+        raise ValueError(f"{key}: got {list(indices)} of {num_frames} frames, wanted each at most once")
+    return tuple(places)
+
+
+def _fitted(config: GivenConfig, source: _Source) -> Given:
+    size = config.height, config.width
+    fits = fits_of([(p.shape[0], p.shape[1]) for p in source.pictures], size, config.max_hxw)
+    frames = [fit(picture[None])[0] for fit, picture in zip(fits, source.pictures, strict=True)]
+    if not frames:
+        return Given(np.zeros((0, *size, 3), np.uint8), (), size)
+    frames_NHWC = np.rint(np.stack(frames)).astype(np.uint8)
+    _, H, W, _ = frames_NHWC.shape
+    return Given(frames_NHWC, source.indices, (H, W), source.warnings)
+
+
+def fits_of(sizes: Sequence[tuple[int, int]], size: tuple[int, int], max_hxw: int | None) -> list[Fit]:
+    """How pictures of these heights and widths come to one size: around their centres.
+
+    Args:
+        size: height and width of the video.
+        max_hxw: instead, pictures are cut to what all of them have, then shrunk to at most so many pixels,
+            and their sides cut to multiples of 32.
+
+    Raises:
+        ValueError: that would be less than 32 pixels.
+    """
+    if max_hxw is None or not sizes:
+        return [fit_to_size(H, W, *size) for H, W in sizes]
+    common_H, common_W = (min(sides) for sides in zip(*sizes, strict=True))
+    h, w = (int(side) for side in shrunk_to_area(common_H, common_W, max_hxw))
+    after = stride_box(h, w, HW_STRIDE)
+    if min(after.height, after.width) < HW_STRIDE:
+        raise ValueError(
+            f"image: got pictures that have {common_H}x{common_W} pixels in common, which max_hxw={max_hxw} "
+            f"makes {h}x{w}; wanted {HW_STRIDE} or more each way: give others, or leave max_hxw out"
+        )
+    return [
+        Fit(Box((H - common_H) // 2, (W - common_W) // 2, common_H, common_W), (h, w), after)
+        for H, W in sizes
+    ]
 
 
 def check_given(given: Sequence[Given], transformer: TransformerConfig) -> None:
@@ -165,41 +242,3 @@ def check_given(given: Sequence[Given], transformer: TransformerConfig) -> None:
             "image, video: got a text-to-video transformer, wanted one that takes images: its config.json "
             "has vae_scale_factor_t; set transformer.path, or leave image and video out"
         )
-
-
-def parse_keep(keep: str, num_frames: int) -> list[int]:
-    """The frames that `keep` means: numbers and first:stop with commas between, negative ones from the end.
-
-    Raises:
-        ValueError: it is not of that form, or names no frame.
-    """
-    found: list[int] = []
-    for part in keep.split(","):
-        try:
-            bounds = [int(bound) if bound.strip() else None for bound in part.split(":")]
-        except ValueError:
-            bounds = []
-        if len(bounds) == 2:
-            found += range(num_frames)[slice(*bounds)]
-        elif len(bounds) == 1 and bounds[0] is not None:
-            found.append(bounds[0])
-        else:
-            raise ValueError(f"keep: got {keep!r}, wanted frames such as 0:9 or 0,8,-1")
-    if not found:
-        raise ValueError(f"keep: got {keep!r}, which names none of {num_frames} frames; such as 0:9")
-    return found
-
-
-def _inside(indices: Sequence[int], num_frames: int, key: str) -> tuple[int, ...]:
-    """Indices counted from the start, in order.
-
-    Raises:
-        ValueError: one is outside the video, or stands there twice.
-    """
-    places = [index + num_frames if index < 0 else index for index in indices]
-    wrong = [index for index, place in zip(indices, places, strict=True) if not 0 <= place < num_frames]
-    if wrong:
-        raise ValueError(f"{key}: got frame {wrong[0]}, wanted one of {num_frames}: 0 to {num_frames - 1}")
-    if len(set(places)) < len(places):
-        raise ValueError(f"{key}: got {list(indices)} of {num_frames} frames, wanted each at most once")
-    return tuple(places)

@@ -1,25 +1,20 @@
 """What an image-to-video model is shown of its clips in training: the tasks, by a schedule, and noise on what
 is given. All is a function of (seed, step, place of the clip in the batch of all ranks).
 
-Shapes: B clips, C channels, T frames, H height, W width of pixels; M mask channels, t h w of latents.
+Shapes: B clips, C channels, T frames, H height, W width of pixels; M mask channels, with T H W of latents.
 """
 
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from .checkpoint import StoredWeights
 from .config import Config
-from .masks import MaskConfig, compress_mask, draw_given, generate_mask, masked, pixels_of
+from .masks import MaskConfig, add_noise, compress_mask, draw_given, generate_mask, masked, pixels_of
 from .models import TransformerConfig
-from .noise import fresh_transformer, generator, index_of
-from .runs import ModelSource
-
-CONDITION_LAYERS = ("pos_embed_masked_hidden_states.", "pos_embed_mask.")
+from .noise import generator, index_of
 
 
 class MaskStage(MaskConfig):
@@ -35,7 +30,7 @@ class ConditionNoiseConfig(Config):
 
     mean: float = -3.0
     std: float = Field(default=0.5, ge=0)
-    clear_ratio: float = Field(default=0.05, ge=0, le=1)  # of the clips: they get none
+    noiseless_ratio: float = Field(default=0.05, ge=0, le=1)  # of the clips: they get none
 
 
 class I2VConfig(Config):
@@ -48,14 +43,24 @@ class I2VConfig(Config):
     def _in_order(self) -> "I2VConfig":
         steps = [stage.from_step for stage in self.stages]
         if not steps or steps[0] != 0 or any(a >= b for a, b in pairwise(steps)):
-            raise ValueError(
-                f"stages begin at steps {steps}: the first must be 0, and each later than the last"
-            )
+            raise ValueError(f"stages begin at steps {steps}: the first must be 0, each later than the last")
         return self
 
     def stage(self, step: int) -> MaskStage:
         """The tasks of a step."""
         return [stage for stage in self.stages if stage.from_step <= step][-1]
+
+    def check_one_stage(self) -> None:
+        """Refuse a schedule where there can be none.
+
+        Raises:
+            ValueError: several stages.
+        """
+        if len(self.stages) > 1:
+            raise ValueError(
+                f"conditions: got {len(self.stages)} stages, wanted one: what a cache shows of its clips is "
+                "drawn when they are encoded; make a cache and a run for each stage, or train from the clips"
+            )
 
 
 class Shown(NamedTuple):
@@ -63,7 +68,15 @@ class Shown(NamedTuple):
 
     x_BCTHW: np.ndarray
     given_BT: np.ndarray
-    mask_BMthw: np.ndarray
+    mask_BMTHW: np.ndarray  # in the size of latents
+
+
+class Draw(NamedTuple):
+    """What decides all random numbers of a batch."""
+
+    seed: int
+    step: int
+    places: Sequence[int]  # of its clips in the batch of all ranks
 
 
 def show(
@@ -72,9 +85,7 @@ def show(
     x_BCTHW: np.ndarray,
     keep_BTHW: np.ndarray | None,
     stride_thw: tuple[int, int, int],
-    seed: int,
-    step: int,
-    places: Sequence[int],
+    draw: Draw,
 ) -> Shown:
     """Choose a task for every clip, take away what it has to generate, and put noise on the rest.
 
@@ -82,28 +93,38 @@ def show(
         keep_BTHW: latent cells that hold video; None: all.
     """
     B, C, T, H, W = x_BCTHW.shape
-    streams = [generator(seed, index_of(f"condition {step} {place}")) for place in places]
-    given_BT = np.stack([draw_given(masks, T, rng) for rng in streams])
     inside = None if keep_BTHW is None else pixels_of(keep_BTHW, stride_thw)
+    lengths = [T] * B if inside is None else inside.any(axis=(2, 3)).sum(axis=1).tolist()
+    streams = [generator(draw.seed, index_of(f"condition {draw.step} {place}")) for place in draw.places]
+    given_BT = np.zeros((B, T), bool)
+    for given_T, length, rng in zip(given_BT, lengths, streams, strict=True):
+        given_T[:length] = draw_given(masks, length, rng)
     generate_B1THW = generate_mask(given_BT, inside, H, W)
     shown_BCTHW = masked(x_BCTHW, generate_B1THW)
     if config.noise is not None:
-        for clip_CTHW, given_T, rng in zip(shown_BCTHW, given_BT, streams, strict=True):
-            _disturb(config.noise, clip_CTHW, given_T, rng)
+        noise_BCTHW, sigma_B = _noise(config.noise, x_BCTHW.shape, given_BT, inside, streams)
+        shown_BCTHW = add_noise(shown_BCTHW, generate_B1THW, noise_BCTHW, sigma_B)
     return Shown(shown_BCTHW, given_BT, compress_mask(generate_B1THW, stride_thw))
 
 
-def _disturb(
-    config: ConditionNoiseConfig, clip_CTHW: np.ndarray, given_T: np.ndarray, rng: np.random.Generator
-) -> None:
-    """Noise on the given frames of a clip, in place; none is drawn for the others."""
-    if rng.random() < config.clear_ratio:
-        return
-    sigma = np.exp(config.mean + config.std * rng.standard_normal())
-    given_CTHW = clip_CTHW[:, given_T]
-    clip_CTHW[:, given_T] = given_CTHW + np.float32(sigma) * rng.standard_normal(
-        given_CTHW.shape, dtype=np.float32
-    )
+def _noise(
+    config: ConditionNoiseConfig,
+    shape: tuple,
+    given_BT: np.ndarray,
+    inside_BTHW: np.ndarray | None,
+    streams: Sequence[np.random.Generator],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (B,C,T,H,W), drawn for given frames only and zero elsewhere, and its standard deviation (B,)."""
+    B, C, _, H, W = shape
+    noise_BCTHW, sigma_B = np.zeros(shape, np.float32), np.zeros(B, np.float32)
+    for b, rng in enumerate(streams):
+        if rng.random() >= config.noiseless_ratio:
+            sigma_B[b] = np.exp(config.mean + config.std * rng.standard_normal())
+            num_given = int(given_BT[b].sum())
+            noise_BCTHW[b][:, given_BT[b]] = rng.standard_normal((C, num_given, H, W), dtype=np.float32)
+    if inside_BTHW is not None:
+        noise_BCTHW *= inside_BTHW[:, None]
+    return noise_BCTHW, sigma_B
 
 
 def check_conditions(config: I2VConfig | None, model: TransformerConfig) -> None:
@@ -114,40 +135,11 @@ def check_conditions(config: I2VConfig | None, model: TransformerConfig) -> None
     """
     if config is not None and not model.mask_channels:
         raise ValueError(
-            "conditions: the transformer is a text-to-video model; set "
-            "transformer.overrides.vae_scale_factor_t=4 to begin an image-to-video model from it, or leave "
-            "conditions out"
+            "conditions: the transformer is a text-to-video model; to begin an image-to-video model from it "
+            "set transformer.overrides.vae_scale_factor_t to the VAE's frames per latent frame (4), or "
+            "leave conditions out"
         )
     if config is None and model.mask_channels:
         raise ValueError(
             "conditions is missing, wanted the tasks of an image-to-video model; {} takes the usual ones"
         )
-
-
-def begins_conditions(source: ModelSource, model: TransformerConfig) -> bool:
-    """Whether an image-to-video model begins from a text-to-video model's weights."""
-    if source.path is None or not model.mask_channels:
-        return False
-    return not any(name.startswith(CONDITION_LAYERS) for name in StoredWeights(source.path))
-
-
-def add_condition_layers(
-    stored: Mapping[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
-) -> Mapping[str, np.ndarray]:
-    """A text-to-video model's weights with the layers that an image-to-video model has beside them.
-
-    What is shown is embedded as the video itself is; the layers that let it in are zero, so the model begins
-    as the one it was.
-
-    Args:
-        shapes: of the wanted model.
-    """
-    missing = {name: shape for name, shape in shapes.items() if name.startswith(CONDITION_LAYERS)}
-    if not missing or any(name in stored for name in missing):
-        return stored
-    added = fresh_transformer(missing, seed=0)
-    for part in ("weight", "bias"):
-        if f"pos_embed.proj.{part}" in stored:
-            added[f"pos_embed_masked_hidden_states.0.proj.{part}"] = stored[f"pos_embed.proj.{part}"]
-    both: list[Any] = [added, stored]
-    return ChainMap(*both)  # what is stored is read when asked for

@@ -4,8 +4,8 @@ v1.3, arXiv:2412.00131, section 2.3).
 The model is shown the clip with -1 in every frame that it has to generate, as latents, and a mask that is 1
 there. One model so learns six tasks, and any other choice of frames.
 
-Shapes: B clips, C channels, T frames, H height, W width of pixels; Z latent channels, M mask channels, t h w
-of latents; S tokens, F values of a patch.
+Shapes: B clips, C channels, T frames, H height, W width, of pixels or of latents; M mask channels; S tokens,
+F values of a patch.
 """
 
 import math
@@ -31,8 +31,9 @@ class MaskConfig(Config):
 
     video: dict[MaskType, float] = Field(default=VIDEO_RATIOS)
     image: dict[ImageMaskType, float] = Field(default=IMAGE_RATIOS)
-    min_clear_ratio: float = Field(default=0.0, ge=0, le=1)  # of the frames: as many give continuation
-    max_clear_ratio: float = Field(default=1.0, ge=0, le=1)  # and random_temporal at least, and at most
+    # bounds of the share of frames that continuation and random_temporal give
+    min_clear_ratio: float = Field(default=0.0, ge=0, le=1)
+    max_clear_ratio: float = Field(default=1.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> "MaskConfig":
@@ -50,11 +51,11 @@ class MaskConfig(Config):
 class Condition(NamedTuple):
     """What the model is shown of clips beside their noisy latents."""
 
-    latent_BZthw: np.ndarray  # of the clip with nothing in the frames to be generated
-    mask_BMthw: np.ndarray  # float32: 1 where it has to generate
+    latent_BCTHW: np.ndarray  # of the clip with nothing in the frames to be generated
+    mask_BMTHW: np.ndarray  # float32: 1 where it has to generate
 
     def patches(self, config: TransformerConfig) -> np.ndarray:
-        """(S,B,F) in native order: the latents' values "(p q z)", then the mask's "(p q m)"."""
+        """(S,B,F) in native order: the latents' values "(p q c)", then the mask's "(p q m)"."""
         cut = (to_patches(part, config.patch_size, config.skip_stride) for part in self)
         return np.concatenate([*cut], axis=-1).astype(np.float32)
 
@@ -99,7 +100,8 @@ def given_frames(
 def draw_given(config: MaskConfig, num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Which frames one clip of a training batch gives: boolean (T,)."""
     shares = shares_of(config.image if num_frames == 1 else config.video)
-    kind = rng.choice(list(shares), p=list(shares.values()))
+    kinds = sorted(shares)  # in whatever order a config names them
+    kind = rng.choice(kinds, p=[shares[kind] for kind in kinds])
     return given_frames(
         str(kind),
         num_frames,
@@ -125,7 +127,7 @@ def generate_mask(
 def latent_mask(
     given_BT: np.ndarray, latent_hw: tuple[int, int], stride_thw: tuple[int, int, int]
 ) -> np.ndarray:
-    """The mask of whole clips in the size of latents (B,M,t,h,w)."""
+    """The mask of whole clips in the size of latents (B,M,T,H,W)."""
     _, stride_h, stride_w = stride_thw
     return compress_mask(
         generate_mask(given_BT, None, latent_hw[0] * stride_h, latent_hw[1] * stride_w), stride_thw
@@ -146,7 +148,7 @@ def add_noise(
 
 
 def compress_mask(generate_B1THW: np.ndarray, stride_thw: tuple[int, int, int]) -> np.ndarray:
-    """The mask in the size of latents (B,M,t,h,w): the frames of a latent frame become its M channels.
+    """The mask in the size of latents (B,M,T,H,W): the frames of a latent frame become its M channels.
 
     A latent cell takes bilinear values at its centre. With an odd number of frames the first stands for all
     channels of the first latent frame.
@@ -155,8 +157,8 @@ def compress_mask(generate_B1THW: np.ndarray, stride_thw: tuple[int, int, int]) 
     mask_BTHW = _centres(_centres(generate_B1THW[:, 0], stride_h, 2), stride_w, 3)
     if mask_BTHW.shape[1] % 2:
         mask_BTHW = np.concatenate([np.repeat(mask_BTHW[:, :1], stride_t, axis=1), mask_BTHW[:, 1:]], axis=1)
-    B, T, h, w = mask_BTHW.shape
-    return mask_BTHW.reshape(B, T // stride_t, stride_t, h, w).transpose(0, 2, 1, 3, 4)
+    B, T, H, W = mask_BTHW.shape
+    return mask_BTHW.reshape(B, T // stride_t, stride_t, H, W).transpose(0, 2, 1, 3, 4)
 
 
 def _centres(mask: np.ndarray, stride: int, axis: int) -> np.ndarray:

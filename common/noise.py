@@ -44,17 +44,6 @@ def initial_weights(
     return weights
 
 
-LET_IN = ("pos_embed_masked_hidden_states.1.weight", "pos_embed_mask.1.weight")
-
-
-def fresh_transformer(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Weights for a transformer to start training from: as `fresh_weights`, but for the layers that let
-    conditions in, which are zero.
-    """
-    weights = fresh_weights(shapes, seed)
-    return weights | {name: np.zeros(shapes[name], np.float32) for name in LET_IN if name in shapes}
-
-
 def fresh_weights(
     shapes: dict[str, tuple[int, ...]], seed: int, std: float | None = None
 ) -> dict[str, np.ndarray]:

@@ -111,13 +111,7 @@ class SampleConfig(GivenConfig):
     prompt: str | list[str]  # one, several, or the path of a .txt file with one per line
     prompt_template: str = "{}"
     negative_prompt: str = ""
-    num_frames: int = Field(default=93, ge=1)
-    height: int = Field(default=352, ge=16)
-    width: int = Field(default=640, ge=16)
-    window_frames: int = Field(
-        default=0, ge=0
-    )  # made at once by an image-to-video model; 0: as many as it was
-    # trained on
+    window_frames: int = Field(default=0, ge=0)  # that an image-to-video model makes at once; 0: as trained
     overlap_frames: int = Field(default=0, ge=0)  # of a window, known from the one before; 0: a quarter
     fps: float = Field(default=16, gt=0, le=1000)  # of the written video
     num_samples: int = Field(default=1, ge=1)  # per prompt

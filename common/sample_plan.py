@@ -3,10 +3,8 @@
 import math
 from typing import NamedTuple
 
-import numpy as np
-
 from .data.buckets import Bucket
-from .given import check_given, read_given
+from .given import Given, check_given, read_given
 from .models import TransformerConfig, VAEConfig
 from .runs import SampleConfig, latent_size
 from .sharing import check_tokens
@@ -15,40 +13,52 @@ from .windows import Window, plan_windows
 
 
 class VideoPlan(NamedTuple):
-    """One entry for each prompt, but for the windows, which all share."""
+    """What is to be made."""
 
-    windows: list[Window]
-    sizes: list[tuple[int, int]]  # height and width
-    frames: list[np.ndarray]  # given ones, uint8 (N,H,W,3)
-    indices: list[tuple[int, ...]]  # and their places in the video
+    windows: list[Window]  # of every video
+    given: list[Given]  # of each prompt
     warnings: list[str]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each prompt's videos."""
+        return [entry.size for entry in self.given]
 
 
 def plan_videos(
     config: SampleConfig, num_prompts: int, vae: VAEConfig, transformer: TransformerConfig
 ) -> VideoPlan:
-    """
+    """Read what is given, and see that models and ranks can make it.
+
     Raises:
         ValueError: what is given cannot be read or does not fit the model, or a size that cannot be made.
     """
-    given = read_given(config, num_prompts, config.num_frames)
+    given = read_given(config, num_prompts, config.fps)
     check_given(given, transformer)
-    window, overlap = config.num_frames, 0
-    if transformer.mask_channels:
-        window = config.window_frames or max(1, trained_frames(transformer, vae))
-        overlap = config.overlap_frames or _quarter(window)
-    windows = plan_windows(config.num_frames, window, overlap)
-    sizes = [entry.size(config.max_hxw, config.height, config.width) for entry in given]
-    found = []
-    for height, width in dict.fromkeys(sizes):
-        size = Bucket(windows[0].num_frames, height, width)
-        num_tokens = math.prod(latent_size(size, vae, transformer)) // transformer.patch_size**2
+    windows = _windows(config, vae, transformer)
+    found = [warning for entry in given for warning in entry.warnings]
+    for size in dict.fromkeys(entry.size for entry in given):
+        shape = Bucket(windows[0].num_frames, *size)
+        num_tokens = math.prod(latent_size(shape, vae, transformer)) // transformer.patch_size**2
         check_tokens(config.parallel.sequence, transformer, num_tokens)
-        found += warnings_of(transformer, vae, *size)
-    frames = [entry.fitted(config.max_hxw, *size) for entry, size in zip(given, sizes, strict=True)]
-    return VideoPlan(windows, sizes, frames, [entry.indices for entry in given], found)
+        found += warnings_of(transformer, vae, *shape)
+    return VideoPlan(windows, given, list(dict.fromkeys(found)))
 
 
-def _quarter(window: int) -> int:
-    """About a quarter of a window, in whole latent frames."""
-    return max(1, round((window - 1) / 16) * 4 + 1) if window > 1 else 0
+def _windows(config: SampleConfig, vae: VAEConfig, transformer: TransformerConfig) -> list[Window]:
+    """One for a text-to-video model; else of the trained length, unless told."""
+    if not transformer.mask_channels:
+        idle = [key for key in ("window_frames", "overlap_frames") if getattr(config, key)]
+        if idle:
+            raise ValueError(f"{idle[0]}: a text-to-video transformer makes a video at once; leave it out")
+        return [Window(0, config.num_frames, 0)]
+    stride = vae.stride_thw[0]
+    window = config.window_frames or trained_frames(transformer, vae)
+    if config.num_frames <= window:
+        return [Window(0, config.num_frames, 0)]
+    if window == 1 or (window - 1) % stride:
+        raise ValueError(
+            f"window_frames: got {window}, wanted a multiple of {stride} plus 1, from {stride + 1} on"
+        )
+    quarter = max(1, round((window - 1) / stride / 4)) * stride + 1
+    return plan_windows(config.num_frames, window, config.overlap_frames or min(quarter, window - stride))

@@ -64,9 +64,6 @@ class T2VValidationConfig(GivenConfig):
     batches: int = Field(default=8, ge=1)
     prompts: tuple[str, ...] = ()  # a video each, shown in TensorBoard
     negative_prompt: str = ""
-    num_frames: int = Field(default=93, ge=1)
-    height: int = Field(default=352, ge=16)
-    width: int = Field(default=640, ge=16)
     sampler: SamplerConfig = SamplerConfig()
 
 
@@ -111,6 +108,8 @@ class T2VTrainConfig(Config):
                 "ema_on_host keeps the whole average on each rank; with parallel.zero ranks share it "
                 "already; leave ema_on_host out"
             )
+        if self.conditions is not None and self.data.encoded is not None:
+            self.conditions.check_one_stage()
         if self.parallel.sequence > 1 and not self.data.group:
             raise ValueError("parallel.sequence wants samples of one size: leave out data.group=false")
         return self
@@ -137,14 +136,15 @@ def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerC
         ValueError: it cannot be read, the model takes nothing, or videos of a size that cannot be made.
     """
     validation = config.validation
-    if validation is None or not validation.prompts:
+    if validation is None:
         return []
-    given = read_given(validation, len(validation.prompts), validation.num_frames)
+    given = read_given(validation, max(1, len(validation.prompts)))
     check_given(given, model)
+    if not validation.prompts and any(entry.indices for entry in given):
+        raise ValueError("validation: got image or video without prompts, wanted a prompt for each video")
     for entry in given:
-        size = entry.size(validation.max_hxw, validation.height, validation.width)
-        latent_size(Bucket(validation.num_frames, *size), vae, model)
-    return given
+        latent_size(Bucket(validation.num_frames, *entry.size), vae, model)
+    return given[: len(validation.prompts)]
 
 
 class Samples(NamedTuple):

@@ -4,9 +4,9 @@ import math
 
 from .models import TransformerConfig, VAEConfig
 
-FAR = 1.5  # times the area, or as much below
-FAR_ASPECT = 2.0  # times the trained height to width
-STRIDE = 32
+FAR_AREA, FAR_ASPECT = 2.0, 2.0  # times the trained area, or height to width; or as much below
+SHORT = 0.25  # of the trained length
+STRIDE = 32  # pixels; multiples never need padding
 
 
 def trained_frames(transformer: TransformerConfig, vae: VAEConfig) -> int:
@@ -17,35 +17,44 @@ def trained_frames(transformer: TransformerConfig, vae: VAEConfig) -> int:
 def warnings_of(
     transformer: TransformerConfig, vae: VAEConfig, num_frames: int, height: int, width: int
 ) -> list[str]:
-    """A sentence for each of length, area and aspect that is far from training, with the nearest good one."""
-    _, stride_h, stride_w = vae.stride_thw
-    trained_h, trained_w = transformer.sample_size_h * stride_h, transformer.sample_size_w * stride_w
-    frames, found = trained_frames(transformer, vae), []
+    """A sentence for the length and one for the size, if they are far from training, each with the nearest
+    good one.
+    """
+    found, frames = [], trained_frames(transformer, vae)
     if num_frames > frames:
         advice = "" if transformer.mask_channels else "; an image-to-video model makes longer ones in windows"
         found.append(
             f"num_frames: got {num_frames}, the transformer was trained on up to {frames}; the nearest good "
             f"number is {frames}{advice}"
         )
-    area, trained_area = height * width, trained_h * trained_w
-    if not trained_area / FAR <= area <= trained_area * FAR:
-        near = _size(trained_area, height / width)
+    elif 1 < num_frames < SHORT * frames:
+        stride = vae.stride_thw[0]
+        near = math.ceil((SHORT * frames - 1) / stride) * stride + 1
         found.append(
-            f"size: got {height}x{width}, the transformer was trained on about {trained_h}x{trained_w}; the "
-            f"nearest good size of this shape is {near[0]}x{near[1]}"
+            f"num_frames: got {num_frames}, the transformer was trained on up to {frames}; the nearest good "
+            f"number is {near}, or 1 for an image"
         )
-    aspect, trained_aspect = height / width, trained_h / trained_w
-    if not trained_aspect / FAR_ASPECT <= aspect <= trained_aspect * FAR_ASPECT:
-        limit = trained_aspect * (FAR_ASPECT if aspect > trained_aspect else 1 / FAR_ASPECT)
-        near = _size(trained_area, limit)
+    _, stride_h, stride_w = vae.stride_thw
+    trained = transformer.sample_size_h * stride_h, transformer.sample_size_w * stride_w
+    if not is_near(height, width, trained):
+        near_h, near_w = nearest(height, width, trained)
         found.append(
-            f"shape: got {height}x{width}, more than {FAR_ASPECT:g} times as long one way as the trained "
-            f"{trained_h}x{trained_w}; the nearest good size is {near[0]}x{near[1]}"
+            f"size: got {height}x{width}, the transformer was trained on shapes of about "
+            f"{trained[0]}x{trained[1]}; the nearest good size is {near_h}x{near_w}"
         )
     return found
 
 
-def _size(area: float, aspect: float) -> tuple[int, int]:
-    """Height and width of about this area and height / width, in multiples of the stride."""
-    height, width = math.sqrt(area * aspect), math.sqrt(area / aspect)
-    return max(STRIDE, round(height / STRIDE) * STRIDE), max(STRIDE, round(width / STRIDE) * STRIDE)
+def is_near(height: int, width: int, trained: tuple[int, int]) -> bool:
+    """Whether area and aspect are about those of training."""
+    area = height * width / (trained[0] * trained[1])
+    aspect = height / width / (trained[0] / trained[1])
+    return max(area, 1 / area) <= FAR_AREA and max(aspect, 1 / aspect) <= FAR_ASPECT
+
+
+def nearest(height: int, width: int, trained: tuple[int, int]) -> tuple[int, int]:
+    """The size in multiples of 32 that is near training, and least changed from what was wanted."""
+    longest = math.ceil(math.sqrt(FAR_AREA * FAR_ASPECT) * max(trained) / STRIDE + 1)
+    sides = [STRIDE * count for count in range(1, longest + 1)]
+    good = [(h, w) for h in sides for w in sides if is_near(h, w, trained)] or [trained]
+    return min(good, key=lambda size: math.hypot(math.log(size[0] / height), math.log(size[1] / width)))

@@ -24,7 +24,7 @@ from common.encoding import (
     write_shard,
 )
 from common.fingerprint import fingerprint
-from common.i2v_training import show
+from common.i2v_training import Draw, show
 from common.models import VAEConfig
 from common.parallel import mesh_from_environment
 
@@ -92,7 +92,7 @@ def encode_batch(
     B, C, T, H, W = x_BCTHW.shape
     moments_BZTHW = clips(x_BCTHW)
     states_BLE, keep_BL = captions(batch["captions"])
-    shown = encode_shown(config, step, x_BCTHW, clips)
+    shown = encode_shown(config, step, batch, clips)
     return [
         Item(
             batch["names"][i],
@@ -108,16 +108,23 @@ def encode_batch(
     ]
 
 
-def encode_shown(config: EncodeConfig, step: int, x_BCTHW: np.ndarray, clips: ClipEncoder) -> list[tuple]:
+def encode_shown(config: EncodeConfig, step: int, batch: dict, clips: ClipEncoder) -> list[tuple]:
     """What an image-to-video model is shown of each clip, as moments, and which frames; else nothing."""
-    places = range(len(x_BCTHW))
+    x_BCTHW, places = batch["x_BCTHW"], range(len(batch["names"]))
     if config.conditions is None:
         return [() for _ in places]
     stride, (masks, *_) = clips.vae.config.stride_thw, config.conditions.stages
-    shown = show(config.conditions, masks, x_BCTHW, None, stride, config.seed, step, places)
+    shown = show(config.conditions, masks, x_BCTHW, None, stride, Draw(config.seed, step, places))
     moments_BZTHW = clips(shown.x_BCTHW)
-    stored = [as_stored(moments, config.stored_dtype, "latent of what is shown") for moments in moments_BZTHW]
-    return [(stored[i], shown.given_BT[i].astype(np.uint8)) for i in places]
+    return [
+        (
+            as_stored(
+                moments_BZTHW[i], config.stored_dtype, f"latent of what is shown of {batch['names'][i]}"
+            ),
+            shown.given_BT[i].astype(np.uint8),
+        )
+        for i in places
+    ]
 
 
 def warn_of_cuts(captions: CaptionEncoder) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mindspore import nn
 
 from common.checkpoint import StoredWeights
-from common.i2v_training import add_condition_layers
+from common.condition_layers import add_condition_layers, fresh_transformer
 from common.models import (
     DiscriminatorConfig,
     HubConfig,
@@ -19,7 +19,7 @@ from common.models import (
     VAEConfig,
     read_hub_config,
 )
-from common.noise import fresh_transformer, fresh_weights, initial_weights
+from common.noise import fresh_weights, initial_weights
 from common.runs import ModelSource
 from common.sharing import Kind, check_sharing
 
@@ -56,7 +56,7 @@ def load_transformer(
     def build(config: TransformerConfig) -> Transformer:
         return Transformer(config, Sequence(config.skip_stride, kind, group))
 
-    draw, complete = initial_weights, as_stored
+    draw, complete = initial_weights, unchanged
     if fresh:
         draw, complete = fresh_transformer, add_condition_layers
     return _load(build, source, config, dtype, device, "transformer", draw, complete)
@@ -96,7 +96,7 @@ def load_i3d(path: str, device: str) -> I3D:
     )
 
 
-def as_stored(weights: Mapping, shapes: dict) -> Mapping:
+def unchanged(weights: Mapping, shapes: dict) -> Mapping:
     """A checkpoint is taken as it is."""
     return weights
 
@@ -124,7 +124,7 @@ def _load(
     device: str,
     where: str,
     draw: Callable = initial_weights,
-    complete: Callable[[Mapping, dict], Mapping] = as_stored,
+    complete: Callable[[Mapping, dict], Mapping] = unchanged,
 ) -> Any:
     weights = StoredWeights(source.path) if source.path is not None else None
     with runtime.building(device):

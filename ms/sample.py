@@ -66,11 +66,18 @@ def sample(config: SampleConfig) -> None:
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
         guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
         sampler = LatentSampler(transformer, table, *guidance, config.dtype)
-        make = VideoMaker(sampler, vae, watch, config.vae_chunk_frames, config.noise_strength)
+        make = VideoMaker(
+            sampler,
+            vae,
+            watch,
+            config.vae_chunk_frames,
+            config.noise_strength,
+            is_writer=group.rank == 0,
+        )
     with watch.stage("text"):
         text = encode_prompts(config, prompts, device, transformer_config.caption_channels)
     for batch, made in videos(plan, batches(jobs, config.batch_size, plan.sizes), make, text, mesh.rank == 0):
-        if group.rank > 0:  # the first of those that share a sequence writes
+        if made.pixels_BCTHW is None or not make.is_writer:
             continue
         for place, job in enumerate(batch):
             with watch.stage("write"):
@@ -95,13 +102,11 @@ def videos(
     states, keep = text
     steps = len(make.sampler.table) * len(plan.windows)
     for jobs in groups:
-        rows = [job.prompt_index for job in jobs]
-        frames, indices = [plan.frames[row] for row in rows], [plan.indices[row] for row in rows]
+        given = [plan.given[job.prompt_index] for job in jobs]
         selected = select_text(states, keep, jobs, make.sampler.guided)
-        seeds, size = [job.seed for job in jobs], plan.sizes[rows[0]]
         with tqdm(total=steps, desc=jobs[0].stem, unit="step", disable=not show) as bar:
-            step_done = partial(advance, bar)
-            made = make(selected, plan.windows, size, seeds, frames, indices, step_done)
+            seeds, step_done = [job.seed for job in jobs], partial(advance, bar)
+            made = make(selected, plan.windows, given, seeds, step_done)
         yield jobs, made
 
 

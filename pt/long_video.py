@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import Stopwatch
+from common.given import Given, check_given
 from common.latents import draw_latents
 from common.masks import Condition, add_noise, compress_mask, generate_mask
 from common.noise import index_of, normal
-from common.windows import Window, window_pixels
+from common.windows import Window, joined, window_pixels
 
 from . import runtime
 from .pipeline import LatentSampler, Step, decode, encode, seeded_noise
@@ -24,7 +25,7 @@ from .vae import WFVAE
 class Made(NamedTuple):
     """Videos of a batch."""
 
-    pixels_BCTHW: np.ndarray  # float32, about [-1, 1]
+    pixels_BCTHW: np.ndarray | None  # float32, about [-1, 1]; whole for the writer only
     latents: list[np.ndarray]  # (B,C,T,H,W) of each window
 
 
@@ -35,6 +36,7 @@ class VideoMaker:
         chunk_frames: latent frames that go through the VAE at a time after the first; 0: all.
         noise_strength: standard deviation of noise on what is given.
         at_work: a context in which the VAE may be used.
+        is_writer: others that share the sequence decode only what the next window needs.
     """
 
     def __init__(
@@ -45,45 +47,47 @@ class VideoMaker:
         chunk_frames: int = 0,
         noise_strength: float = 0.0,
         at_work: Callable[[], AbstractContextManager] = nullcontext,
+        is_writer: bool = True,
     ):
         self.sampler, self.vae, self.watch = sampler, vae, watch
         self.chunk_frames, self.noise_strength, self.at_work = chunk_frames, noise_strength, at_work
+        self.is_writer = is_writer
 
     def __call__(
         self,
         text: tuple,
         windows: Sequence[Window],
-        size: tuple[int, int],
+        given: Sequence[Given],
         seeds: list[int],
-        frames: Sequence[np.ndarray],
-        indices: Sequence[Sequence[int]],
         callback: Callable[[Step], None] | None = None,
     ) -> Made:
-        """
+        """Denoise, and decode, each window in turn.
+
         Args:
             text: states and mask, as LatentSampler takes them.
-            size: height and width in pixels.
+            given: what is given of each video; all have one size.
             seeds: of each video; they alone decide its noise.
-            frames, indices: what is given of each video: uint8 (N,H,W,3), and their places in it.
+
+        Raises:
+            ValueError: frames are given to a text-to-video model.
         """
+        check_given(given, self.sampler.config)
         states, keep_text = text
         made, latents = None, []
         for number, window in enumerate(windows):
             condition = None
             if self.sampler.takes_condition:
-                x_BCTHW, given_BT = window_pixels(window, frames, indices, made, size)
+                x_BCTHW, given_BT = window_pixels(window, given, made)
                 with self.watch.stage("condition"), self.at_work():
                     condition = self.condition(x_BCTHW, given_BT, seeds, number)
-            shape = self.latent_shape(len(seeds), window.num_frames, size)
+            shape = self.latent_shape(len(seeds), window.num_frames, given[0].size)
             noise = seeded_noise(shape, seeds, number)
             with self.watch.stage("denoise"):
                 latent = self.sampler(states, keep_text, shape, noise, callback, condition)
-            with self.watch.stage("decode"), self.at_work():
-                pixels = decode(self.vae, latent, self.chunk_frames)
-            new = pixels[:, :, window.num_known :]
-            made = new if made is None else np.concatenate([made, new], axis=2)
             latents.append(runtime.to_numpy(latent))
-        assert made is not None
+            if self.is_writer or window is not windows[-1]:
+                with self.watch.stage("decode"), self.at_work():
+                    made = joined(made, window, decode(self.vae, latent, self.chunk_frames))
         return Made(made, latents)
 
     def latent_shape(self, batch: int, num_frames: int, size: tuple[int, int]) -> tuple:

@@ -9,11 +9,12 @@ import numpy as np
 
 from common import cli
 from common.checkpoint import save_weights
+from common.condition_layers import begins_conditions
 from common.data.t2v_config import T2VDataConfig
 from common.diffusion import draw_timesteps
-from common.i2v_training import begins_conditions, check_conditions, show
+from common.i2v_training import Draw, check_conditions, show
 from common.images import contact_sheet, to_uint8
-from common.masks import latent_mask
+from common.masks import MaskConfig, latent_mask
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
 from common.runs import check_pair
@@ -28,6 +29,7 @@ from common.t2v_training import (
     step_inputs,
     validation_given,
 )
+from common.training.checkpoint import checkpoints
 from common.training.loop import Batch, Validation, run_loop
 from common.windows import Window
 
@@ -90,7 +92,8 @@ class T2VTraining:
     def step(self, step: int, batch: Batch) -> Mapping[str, float]:
         """One update."""
         places = self.mesh.share(range(self.config.global_batch_size))
-        samples = self.samples(batch, self.config.seed, step, places, step)
+        masks = self.config.conditions and self.config.conditions.stage(step)
+        samples = self.samples(batch, Draw(self.config.seed, step, places), masks)
         timesteps = draw_timesteps(
             self.config.diffusion, self.config.seed, step, self.config.global_batch_size
         )
@@ -103,24 +106,22 @@ class T2VTraining:
             )
         return self.trained.step(parts)
 
-    def samples(self, batch: Batch, seed: int, step: int, places: Sequence[int], stage_of: int) -> Samples:
+    def samples(self, batch: Batch, draw: Draw, masks: MaskConfig | None) -> Samples:
         """Latents' moments and text of a batch, computed now or before.
 
         Args:
-            places: of the clips in the batch of all ranks.
-            stage_of: the step whose tasks an image-to-video model is given.
+            masks: the tasks of an image-to-video model.
         """
         if "moments_BZTHW" in batch:
             encoded = Samples(batch["moments_BZTHW"], None, batch["text_BLE"], batch["keep_BL"])
             return encoded if self.config.conditions is None else self.with_shown(encoded, batch)
         x_BCTHW, keep_BTHW, conditions = batch["x_BCTHW"], batch["keep_BTHW"], self.config.conditions
         samples = Samples(self.encoders.moments(x_BCTHW), keep_BTHW, *self.encoders.text(batch["captions"]))
-        if conditions is None:
+        if conditions is None or masks is None:
             return samples
-        masks, stride = conditions.stage(stage_of), self.vae_config.stride_thw
-        shown = show(conditions, masks, x_BCTHW, keep_BTHW, stride, seed, step, places)
+        shown = show(conditions, masks, x_BCTHW, keep_BTHW, self.vae_config.stride_thw, draw)
         shown_BZTHW = self.encoders.moments(shown.x_BCTHW)
-        return samples._replace(shown_BZTHW=shown_BZTHW, mask_BMTHW=shown.mask_BMthw)
+        return samples._replace(shown_BZTHW=shown_BZTHW, mask_BMTHW=shown.mask_BMTHW)
 
     def with_shown(self, encoded: Samples, batch: Batch) -> Samples:
         """Samples of a cache with what it holds for an image-to-video model."""
@@ -176,7 +177,8 @@ class T2VTraining:
         loader = self.encoders.loader(data, len(places), seed, self.mesh)
         for step, batch in loader.batches(0, self.config.validation.batches):
             timesteps = draw_timesteps(self.config.diffusion, seed, step, batch_size)[places]
-            samples = self.samples(batch, seed, step, places, self.config.loop.steps)
+            masks = self.config.conditions and self.config.conditions.stages[-1]  # the same at any time
+            samples = self.samples(batch, Draw(seed, step, places), masks)
             inputs = self.inputs(seed, step, places, samples, timesteps)
             with runtime.inference():
                 terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
@@ -201,9 +203,8 @@ class T2VTraining:
         windows, videos = [Window(0, validation.num_frames, 0)], []
         for i, given in enumerate(self.given):
             rows = [0, i + 1] if self.sampler.guided else [i + 1]
-            size = given.size(validation.max_hxw, validation.height, validation.width)
-            frames = given.fitted(validation.max_hxw, *size)
-            made = make((states[rows], keep[rows]), windows, size, [i], [frames], [given.indices])
+            made = make((states[rows], keep[rows]), windows, [given], [i])
+            assert made.pixels_BCTHW is not None
             videos.append(to_uint8(made.pixels_BCTHW[0]))
         return videos
 
@@ -255,7 +256,7 @@ def train(config: T2VTrainConfig) -> None:
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
         print(report)
         print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")
-        if begins_conditions(config.transformer, task.model_config):
+        if begins_conditions(config.transformer, task.model_config) and not checkpoints(config.output):
             print(
                 f"transformer: {config.transformer.path} is a text-to-video model; the layers that let "
                 "images in are new and start at zero"

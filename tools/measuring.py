@@ -12,14 +12,16 @@ import numpy as np
 from common import cli
 from common.config import load
 from common.data.scenes import Scene
-from common.images import to_uint8
+from common.images import resize_crop, to_model, to_uint8
 from common.models import TransformerConfig, VAEConfig
+from common.oracle import Reading
 from common.outputs import Job, batches, plan_jobs
-from common.runs import SampleConfig, latent_size
+from common.runs import RoundTripConfig, SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
-from tools.oracle import clip_of
+from tools.oracle import SHEET_CELL, Triple, clip_of, strip
 from tools.parity.tree import Tree
 
+SHEET_VIDEOS, SHEET_FRAMES = 24, 6
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -32,6 +34,7 @@ class Setting(NamedTuple):
     scenes: list[Scene]
     captions: list[str]
     jobs: list[Job]
+    plan: VideoPlan
 
     @property
     def device(self) -> str:
@@ -68,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser, clips: int, run: Run) -> None
 
 
 def prepare(given: argparse.Namespace) -> Setting:
-    """
+    """Draw the scenes, read the config, load the VAE.
+
     Raises:
         ValueError: numbers of clips that cannot be, a config of another kind, or models that do not fit.
     """
@@ -85,9 +89,10 @@ def prepare(given: argparse.Namespace) -> Setting:
         cli.prepare_folder(str(Path(file).parent))
     tree = Tree(given.tree, config.device)
     vae_config = config.vae.resolve(VAEConfig, "vae")
-    latent_size(config, vae_config, config.transformer.resolve(TransformerConfig, "transformer"))
+    model = config.transformer.resolve(TransformerConfig, "transformer")
+    plan = plan_videos(config, len(captions), vae_config, model)
     vae = tree.loading.load_vae(config.vae, vae_config, config.vae_dtype, tree.device)
-    return Setting(config, tree, vae, scenes, captions, plan_jobs(captions, 1, config.seed))
+    return Setting(config, tree, vae, scenes, captions, plan_jobs(captions, 1, config.seed), plan)
 
 
 class Sampler:
@@ -96,7 +101,6 @@ class Sampler:
     def __init__(self, setting: Setting):
         self.setting, config, tree = setting, setting.config, setting.tree
         model = config.transformer.resolve(TransformerConfig, "transformer")
-        self.plan = plan_videos(config, len(setting.jobs), setting.vae.config, model)
         transformer = tree.loading.load_transformer(config.transformer, model, config.dtype, tree.device)
         guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
         sampler = tree.pipeline.LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
@@ -105,7 +109,33 @@ class Sampler:
         self.text = tree.sample.encode_prompts(config, setting.captions, tree.device, model.caption_channels)
 
     def __call__(self, plan: VideoPlan) -> Iterator[list[np.ndarray]]:
-        """Batches of videos, uint8 (T, H, W, 3), with what the plan gives of them."""
+        """Batches of videos, uint8 (T, H, W, 3), of which the plan gives frames."""
         groups = batches(self.setting.jobs, self.setting.config.batch_size, plan.sizes)
         for _, made in self.setting.tree.sample.videos(plan, groups, self.make, self.text, True):
             yield [to_uint8(pixels_CTHW) for pixels_CTHW in made.pixels_BCTHW]
+
+
+def restore(setting: Setting, videos: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Batches of videos through the VAE and back, uint8 (T, H, W, 3)."""
+    config, vae, batch = setting.config, setting.vae, setting.config.batch_size
+    chunk_frames = config.vae_chunk_frames * vae.config.stride_thw[0]
+    trip = RoundTripConfig(vae=config.vae, input="", vae_dtype=config.vae_dtype, chunk_frames=chunk_frames)
+    for start in range(0, len(videos), batch):
+        x_BCTHW = np.concatenate([*map(to_model, videos[start : start + batch])])
+        pixels_BCTHW = setting.tree.reconstruct.round_trip(vae, x_BCTHW, trip)
+        yield [to_uint8(pixels_CTHW) for pixels_CTHW in pixels_BCTHW]
+
+
+def triples(found: list[Reading] | list[Triple]) -> np.ndarray:
+    """Colour, shape and motion as an array (clips, 3)."""
+    return np.array([one[:3] for one in found])
+
+
+def sample_strip(frames_THWC: np.ndarray, caption: str, reading: Reading, truth: Triple) -> np.ndarray:
+    """Frames of a sample under its caption, what was read, and what should have been where that differs."""
+    T, H, W, _ = frames_THWC.shape
+    picked_THWC = frames_THWC[np.linspace(0, T - 1, SHEET_FRAMES).round().astype(int)]
+    wrong = [want for want, got in zip(truth, reading.triple) if want != got]
+    verdict = f"read: {' '.join(reading.triple)}" + (f"; wanted: {' '.join(wrong)}" if wrong else "")
+    cells_THWC = resize_crop(picked_THWC, SHEET_CELL, round(SHEET_CELL * W / H))
+    return strip(cells_THWC, f"{caption}\n{verdict}", num_lines=3)

@@ -15,13 +15,22 @@ import numpy as np
 
 from common import cli
 from common.data.drawing import render
+from common.given import Given
 from common.images import write_png
 from common.metrics import psnr_T
 from common.oracle import Reading, read_back
-from common.sample_plan import VideoPlan
-from tools.measuring import Sampler, Setting, add_arguments, prepare, run_command
+from tools.measuring import (
+    SHEET_VIDEOS,
+    Sampler,
+    Setting,
+    add_arguments,
+    prepare,
+    restore,
+    run_command,
+    sample_strip,
+    triples,
+)
 from tools.oracle import ATTRIBUTES, accuracy, in_columns
-from tools.release_t2v import SHEET_VIDEOS, restore, sample_strip, triples
 
 GOALS = {"first frame": 27.0, "last frame": 25.0, "motion": 0.85}  # dB, dB, share of the samples
 
@@ -88,9 +97,9 @@ def run_measure(given: argparse.Namespace) -> int:
 
 def judge(setting: Setting, sampler: Sampler, scenes: list[np.ndarray], indices: tuple[int, ...]) -> Task:
     """Sample every scene from these of its frames, read it back, and compare its ends with the scene's."""
-    plan: VideoPlan = sampler.plan._replace(
-        frames=[frames_THWC[list(indices)] for frames_THWC in scenes], indices=[indices] * len(scenes)
-    )
+    size = setting.config.height, setting.config.width
+    given = [Given(frames_THWC[list(indices)], indices, size) for frames_THWC in scenes]
+    plan = setting.plan._replace(given=given)
     videos = [frames_THWC for batch in sampler(plan) for frames_THWC in batch]
     return Task(videos[:SHEET_VIDEOS], [*map(read_back, videos)], *ends(videos, scenes))
 

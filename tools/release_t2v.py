@@ -10,7 +10,6 @@ reads colour, shape and motion back. Exit code 0: every goal is met; 1: one is m
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +17,32 @@ import numpy as np
 from common import cli
 from common.checkpoint import StoredWeights, save_weights, weight_files
 from common.data.drawing import render
-from common.images import resize_crop, to_model, to_uint8, write_png
+from common.images import write_png
 from common.models import TransformerConfig, read_hub_config, read_json
 from common.oracle import Reading, read_back
-from common.runs import RoundTripConfig
-from tools.measuring import Sampler, Setting, add_arguments, prepare, run_command
+from tools.measuring import (
+    SHEET_VIDEOS,
+    Sampler,
+    Setting,
+    add_arguments,
+    prepare,
+    restore,
+    run_command,
+    sample_strip,
+    triples,
+)
 from tools.oracle import (
     ATTRIBUTES,
-    SHEET_CELL,
     Triple,
     accuracy,
     confusions,
     heading,
     in_columns,
     row,
-    strip,
 )
 
 MAX_PARAMETERS = 4_000_000
 GOALS = {"colour": 0.95, "shape": 0.90, "motion": 0.85, "all": 0.80}  # share of the samples that show it
-SHEET_VIDEOS, SHEET_FRAMES = 24, 6
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +97,7 @@ def _in_float16(weights: StoredWeights, name: str, where: str) -> np.ndarray:
 def run_measure(given: argparse.Namespace) -> int:
     """Sample, read back, tell how often the videos show what their captions say."""
     setting = prepare(given)
-    config, tree, _, scenes, captions, jobs = setting
+    config, tree, _, scenes, captions, jobs, _ = setting
     videos, samples, seconds = read_samples(setting)
     rendered, restored = read_bounds(setting)
     truth = [scene.things[0].triple for scene in scenes]
@@ -141,8 +146,7 @@ def read_samples(setting: Setting) -> tuple[list[np.ndarray], list[Reading], flo
     """
     videos, readings, seconds = [], [], []
     start = time.perf_counter()
-    sampler = Sampler(setting)
-    for batch in sampler(sampler.plan):
+    for batch in Sampler(setting)(setting.plan):
         seconds.append((time.perf_counter() - start) / len(batch))
         videos += batch[: SHEET_VIDEOS - len(videos)]
         readings += map(read_back, batch)
@@ -158,17 +162,6 @@ def read_bounds(setting: Setting) -> tuple[list[Reading], list[Reading]]:
     drawn = [render(scene, config.num_frames, config.height, config.width) for scene in setting.scenes]
     restored = [read_back(frames) for batch in restore(setting, drawn) for frames in batch]
     return [*map(read_back, drawn)], restored
-
-
-def restore(setting: Setting, videos: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Batches of videos through the VAE and back, uint8 (T, H, W, 3)."""
-    config, vae, batch = setting.config, setting.vae, setting.config.batch_size
-    chunk_frames = config.vae_chunk_frames * vae.config.stride_thw[0]
-    trip = RoundTripConfig(vae=config.vae, input="", vae_dtype=config.vae_dtype, chunk_frames=chunk_frames)
-    for start in range(0, len(videos), batch):
-        x_BCTHW = np.concatenate([*map(to_model, videos[start : start + batch])])
-        pixels_BCTHW = setting.tree.reconstruct.round_trip(vae, x_BCTHW, trip)
-        yield [to_uint8(pixels_CTHW) for pixels_CTHW in pixels_BCTHW]
 
 
 def table(
@@ -195,21 +188,6 @@ def table(
     ]
     columns = zip(ATTRIBUTES, read.T, wanted.T)  # "all" has none of its own
     return "\n".join([*lines, *(f"* {name}: {confusions(got, want)}" for name, got, want in columns)])
-
-
-def triples(found: list[Reading] | list[Triple]) -> np.ndarray:
-    """Colour, shape and motion as an array (clips, 3)."""
-    return np.array([one[:3] for one in found])
-
-
-def sample_strip(frames_THWC: np.ndarray, caption: str, reading: Reading, truth: Triple) -> np.ndarray:
-    """Frames of a sample under its caption, what was read, and what should have been where that differs."""
-    T, H, W, _ = frames_THWC.shape
-    picked_THWC = frames_THWC[np.linspace(0, T - 1, SHEET_FRAMES).round().astype(int)]
-    wrong = [want for want, got in zip(truth, reading.triple) if want != got]
-    verdict = f"read: {' '.join(reading.triple)}" + (f"; wanted: {' '.join(wrong)}" if wrong else "")
-    cells_THWC = resize_crop(picked_THWC, SHEET_CELL, round(SHEET_CELL * W / H))
-    return strip(cells_THWC, f"{caption}\n{verdict}", num_lines=3)
 
 
 if __name__ == "__main__":

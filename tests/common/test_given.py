@@ -1,19 +1,22 @@
 """Pictures and clips as conditions: every kind of file is taken, or refused with the way out."""
 
-import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.config import load
 from common.given import GivenConfig, parse_keep, read_given
+from common.models import TransformerConfig, VAEConfig
 from common.runs import SampleConfig
 from common.sample_plan import plan_videos
+from common.trained_size import is_near, nearest
 from common.video import write_video
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
-RNG = np.random.default_rng(0)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(height=40, width=60):
@@ -30,8 +33,8 @@ def save(path, array=None, **options):
     return str(path)
 
 
-def given(num_frames=9, num_prompts=1, **keys):
-    return read_given(GivenConfig(**keys), num_prompts, num_frames)
+def given(num_prompts=1, fps=None, **keys):
+    return read_given(GivenConfig(**{"num_frames": 9, "height": 40, "width": 60, **keys}), num_prompts, fps)
 
 
 def clip(path, num_frames=12, height=40, width=60):
@@ -41,14 +44,14 @@ def clip(path, num_frames=12, height=40, width=60):
 
 
 def grey_levels(entry):
-    return [round(float(frame.mean()) / 20) for frame in entry.pictures]
+    return [round(float(frame.mean()) / 20) for frame in entry.frames_NHWC]
 
 
 def test_nothing_given():
     (entry,) = given()
     assert entry.indices == ()
-    assert entry.size(None, 32, 48) == (32, 48)
-    assert entry.fitted(None, 32, 48).shape == (0, 32, 48, 3)
+    assert entry.size == (40, 60)
+    assert entry.frames_NHWC.shape == (0, 40, 60, 3)
 
 
 def test_one_picture_is_the_first_frame_and_two_the_ends(tmp_path):
@@ -111,6 +114,8 @@ def test_frames_of_a_clip(tmp_path):
         ({"keep": "first"}, "wanted frames such as"),
         ({"keep": "1:2:3"}, "wanted frames such as"),
         ({"keep": "5:5"}, "names none"),
+        ({"keep": "0:10"}, "got 0:10, wanted a part of the video's 9"),
+        ({"at": [0]}, "at: it goes with image"),
         ({"keep": "0:2,1"}, "at most once"),
     ],
 )
@@ -143,24 +148,24 @@ def test_gif_and_avi_are_clips(tmp_path, suffix):
 
 def test_transparent_pixels_lie_on_white(tmp_path):
     rgba = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
-    assert (given(image=save(tmp_path / "a.png", rgba))[0].pictures[0] == 255).all()
+    assert (given(image=save(tmp_path / "a.png", rgba))[0].frames_NHWC[0] == 255).all()
 
 
 def test_exif_turns_a_picture_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate clockwise to see it upright
     path = save(tmp_path / "a.jpg", exif=exif, quality=95)
-    found = given(image=path)[0].pictures[0].astype(int)
+    found = given(image=path, height=60, width=40)[0].frames_NHWC[0].astype(int)
     assert found.shape == (60, 40, 3)
     assert np.abs(found - np.rot90(picture(), -1)).max() < 12
 
 
 def test_grey_and_deep_pictures(tmp_path):
     grey = picture()[..., 1]
-    found = given(image=save(tmp_path / "a.png", grey))[0].pictures[0]
+    found = given(image=save(tmp_path / "a.png", grey))[0].frames_NHWC[0]
     assert (found == grey[..., None]).all()
     cv2.imwrite(str(tmp_path / "b.png"), picture()[..., ::-1].astype(np.uint16) * 257)
-    assert (given(image=str(tmp_path / "b.png"))[0].pictures[0] == picture()).all()
+    assert (given(image=str(tmp_path / "b.png"))[0].frames_NHWC[0] == picture()).all()
 
 
 @pytest.mark.parametrize(
@@ -170,8 +175,11 @@ def test_grey_and_deep_pictures(tmp_path):
         ({"video": "nowhere.mp4"}, "no such file"),
         ({"image": "nowhere.txt"}, "a line for each prompt"),
         ({"image": "a.png", "video": "b.mp4"}, "got both"),
-        ({"at": [0]}, "none are given"),
-        ({"max_hxw": 4096}, "none are given"),
+        ({"at": [0]}, "at: it goes with image"),
+        ({"max_hxw": 4096}, "max_hxw: it goes with image or video"),
+        ({"keep": "0:2"}, "keep: it goes with video"),
+        ({"image": "a.png", "start": 3}, "start: it goes with video"),
+        ({"image": ["a.png", "b.png"]}, "commas join pictures of one prompt"),
     ],
 )
 def test_what_cannot_be_given(keys, message):
@@ -186,34 +194,37 @@ def test_a_file_that_is_no_picture(tmp_path):
 
 
 def test_pictures_of_different_sizes_fill_a_fixed_one(tmp_path):
-    names = [
-        save(tmp_path / f"{i}.png", picture(*size)) for i, size in enumerate([(40, 60), (90, 90), (20, 200)])
-    ]
-    (entry,) = given(image=",".join(names), at=[0, 4, 8])
-    frames = entry.fitted(None, 32, 48)
-    assert frames.shape == (3, 32, 48, 3)
-    assert frames.dtype == np.uint8
-    assert entry.size(None, 32, 48) == (32, 48)
+    sizes = [(40, 60), (90, 90), (20, 200)]
+    names = [save(tmp_path / f"{i}.png", picture(*size)) for i, size in enumerate(sizes)]
+    (entry,) = given(image=",".join(names), at=[0, 4, 8], height=32, width=48)
+    assert entry.size == (32, 48)
+    assert entry.frames_NHWC.shape == (3, 32, 48, 3)
+    assert entry.frames_NHWC.dtype == np.uint8
 
 
 def test_the_size_of_pictures_under_a_largest_area(tmp_path):
     names = [save(tmp_path / f"{i}.png", picture(*size)) for i, size in enumerate([(140, 300), (160, 290)])]
     (entry,) = given(image=",".join(names), max_hxw=128 * 256)
-    size = entry.size(128 * 256, 0, 0)
-    assert size == (96, 256)
-    assert entry.fitted(128 * 256, *size).shape == (2, 96, 256, 3)
-    (small,) = given(image=save(tmp_path / "s.png", picture(30, 300)), max_hxw=128 * 256)
-    with pytest.raises(ValueError, match=r"got 30x300 pixels.*32 or more"):
-        small.size(128 * 256, 0, 0)
+    assert entry.size == (96, 256)
+    assert entry.frames_NHWC.shape == (2, 96, 256, 3)
+    with pytest.raises(ValueError, match=r"have 30x300 pixels in common.*wanted 32 or more"):
+        given(image=save(tmp_path / "s.png", picture(30, 300)), max_hxw=128 * 256)
+
+
+def test_a_clip_of_another_rate_is_told_of(tmp_path):
+    path = clip(tmp_path / "clip.mp4")  # 8 frames a second
+    assert given(video=path, keep="0:4", fps=8)[0].warnings == ()
+    assert "got 8 frames a second" in given(video=path, keep="0:4", fps=16)[0].warnings[0]
 
 
 MODELS = {"transformer": {"path": "t"}, "vae": {"path": "v"}, "text": {"kind": "minilm"}, "prompt": "a"}
 TRAINED = {"sample_size_t": 5, "sample_size_h": 12, "sample_size_w": 12}
 
 
-def plan(image_model=True, **keys):
+def plan(image_model=True, trained=5, **keys):
     config = SampleConfig(**{**MODELS, "num_frames": 17, "height": 96, "width": 96, **keys})
-    transformer = tiny_transformer_config(vae_scale_factor_t=4 if image_model else None, **TRAINED)
+    model = {**TRAINED, "sample_size_t": trained, "vae_scale_factor_t": 4 if image_model else None}
+    transformer = tiny_transformer_config(**model)
     return plan_videos(config, 1, tiny_vae_config(), transformer)
 
 
@@ -222,8 +233,8 @@ def test_a_plan_within_training_has_no_warning(tmp_path):
     assert found.warnings == []
     assert len(found.windows) == 1
     assert found.sizes == [(96, 96)]
-    assert found.frames[0].shape == (1, 96, 96, 3)
-    assert found.indices == [(0,)]
+    assert found.given[0].frames_NHWC.shape == (1, 96, 96, 3)
+    assert found.given[0].indices == (0,)
 
 
 def test_a_long_video_is_made_in_windows_of_the_trained_length():
@@ -238,19 +249,50 @@ def test_a_long_video_is_made_in_windows_of_the_trained_length():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (
-            {"num_frames": 33, "image_model": False},
-            "up to 17; the nearest good number is 17; an image-to-video",
-        ),
+        ({"num_frames": 33, "image_model": False}, "nearest good number is 17; an image-to-video"),
         ({"window_frames": 33, "num_frames": 33}, "up to 17"),
-        ({"height": 224, "width": 224}, "about 96x96; the nearest good size of this shape is 96x96"),
-        ({"height": 32, "width": 64}, "the nearest good size of this shape is 64x128"),
-        ({"height": 32, "width": 256}, "more than 2 times as long.*nearest good size is 64x128"),
+        ({"num_frames": 5, "trained": 25}, "nearest good number is 25, or 1"),
+        ({"height": 224, "width": 224}, "shapes of about 96x96; the nearest good size is 128x128"),
+        ({"height": 32, "width": 64}, "nearest good size is 64x"),
+        ({"height": 32, "width": 256}, "nearest good size is 64x128"),
     ],
 )
 def test_what_is_far_from_training_is_told(keys, message):
-    warnings = plan(**keys).warnings
-    assert any(re.search(message, warning) for warning in warnings), warnings
+    (warning,) = plan(**keys).warnings
+    assert message in warning
+
+
+@pytest.mark.parametrize("trained", [(96, 96), (352, 640), (640, 640), (96, 352), (320, 320)])
+@pytest.mark.parametrize("wanted", [(32, 640), (640, 64), (1024, 1024), (32, 32), (64, 1024)])
+def test_the_nearest_good_size_is_good(trained, wanted):
+    size = nearest(*wanted, trained)
+    assert is_near(*size, trained)
+    assert size[0] % 32 == size[1] % 32 == 0
+    assert nearest(*size, trained) == size
+
+
+def test_presets_are_near_what_their_models_were_trained_on():
+    """The released models' default is 80x80 cells."""
+    for path in sorted((ROOT / "configs").glob("sample_released*.yaml")):
+        config = load(SampleConfig, path)
+        released = TransformerConfig(vae_scale_factor_t=4 if "i2v" in path.stem else None)
+        vae = VAEConfig(norm_type="layernorm", latent_dim=8)
+        assert plan_videos(config, 1, vae, released).warnings == [], path.stem
+    assert is_near(480, 480, (640, 640))  # about the 236544 pixels of max_hxw
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"image_model": False, "window_frames": 9}, "window_frames: a text-to-video transformer"),
+        ({"window_frames": 12, "num_frames": 40}, "window_frames: got 12, wanted a multiple of 4 plus 1"),
+        ({"window_frames": 1, "num_frames": 5}, "window_frames: got 1"),
+        ({"overlap_frames": 17, "num_frames": 40}, "overlap_frames: got 17"),
+    ],
+)
+def test_windows_that_cannot_be(keys, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**keys)
 
 
 def test_a_text_to_video_model_takes_no_pictures(tmp_path):

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from common.checkpoint import save_weights, shapes_of
-from common.i2v_training import (
-    ConditionNoiseConfig,
-    I2VConfig,
-    MaskStage,
-    add_condition_layers,
-    begins_conditions,
-    check_conditions,
-    show,
-)
+from common.condition_layers import LET_IN, add_condition_layers, begins_conditions, fresh_transformer
+from common.i2v_training import ConditionNoiseConfig, Draw, I2VConfig, MaskStage, check_conditions, show
 from common.masks import MASKED
-from common.noise import LET_IN, fresh_transformer
 from common.runs import ModelSource, check_pair
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
@@ -25,9 +17,9 @@ CLIPS = np.random.default_rng(0).uniform(-0.9, 0.9, (6, 3, 9, 16, 16)).astype(np
 MIXED = MaskStage(video={"t2iv": 1, "i2v": 1, "transition": 1, "random_temporal": 1})
 
 
-def shown(places, noise=None, step=5, clips=CLIPS, keep=None, seed=1):
+def shown(places, noise=None, step=5, clips=CLIPS, keep=None, seed=1, masks=MIXED):
     config = I2VConfig(stages=(MIXED,), noise=noise)
-    return show(config, MIXED, clips, keep, STRIDE, seed, step, places)
+    return show(config, masks, clips, keep, STRIDE, Draw(seed, step, places))
 
 
 def test_the_stage_of_a_step():
@@ -58,33 +50,55 @@ def test_what_is_shown_without_noise_is_the_clip_or_nothing():
     given = np.broadcast_to(found.given_BT[:, None, :, None, None], CLIPS.shape)
     np.testing.assert_array_equal(found.x_BCTHW[given], CLIPS[given])
     assert (found.x_BCTHW[~given] == MASKED).all()
-    first_row = found.mask_BMthw[:, :, 0, 0, 0]
+    first_row = found.mask_BMTHW[:, :, 0, 0, 0]
     np.testing.assert_array_equal(first_row, np.repeat(~found.given_BT[:, :1], 4, axis=1))
 
 
 def test_noise_has_the_strength_its_distribution_says():
-    noise = ConditionNoiseConfig(mean=-2.0, std=0.0, clear_ratio=0.0)
+    noise = ConditionNoiseConfig(mean=-2.0, std=0.0, noiseless_ratio=0.0)
     found, clean = shown(range(6), noise), shown(range(6))
     given = np.broadcast_to(found.given_BT[:, None, :, None, None], CLIPS.shape)
     difference = (found.x_BCTHW - clean.x_BCTHW)[given]
     assert abs(difference.std() / np.exp(-2.0) - 1) < 0.05
     assert (found.x_BCTHW[~given] == MASKED).all()
-    np.testing.assert_array_equal(shown(range(6), noise.replace(clear_ratio=1.0)).x_BCTHW, clean.x_BCTHW)
+    np.testing.assert_array_equal(shown(range(6), noise.replace(noiseless_ratio=1.0)).x_BCTHW, clean.x_BCTHW)
 
 
-def test_padding_is_neither_shown_nor_generated():
+def padded():
+    """Six clips of which the lower half is padding, and every second is a single frame."""
     keep = np.ones((6, 3, 2, 2), bool)
     keep[:, :, 1] = False
+    keep[1::2, 1:] = False
     clips = CLIPS.copy()
     clips[..., 8:, :] = 0
-    found = shown(range(6), clips=clips, keep=keep)
+    clips[1::2, :, 1:] = 0
+    return clips, keep
+
+
+def test_padding_is_neither_shown_nor_generated_and_gets_no_noise():
+    clips, keep = padded()
+    noise = ConditionNoiseConfig(noiseless_ratio=0.0)
+    found = shown(
+        range(6), noise, clips=clips, keep=keep, masks=MaskStage(video={"clear": 1}, image={"clear": 1})
+    )
     assert (found.x_BCTHW[..., 8:, :] == 0).all()
-    assert not found.mask_BMthw[:, :, :, 1].any()
+    assert (found.x_BCTHW[1::2, :, 1:] == 0).all()
+    assert (found.x_BCTHW[..., :8, :] != clips[..., :8, :]).any(axis=(1, 2, 3, 4)).all()
+    assert not found.mask_BMTHW.any()
+
+
+def test_tasks_are_drawn_for_the_length_a_clip_has():
+    """A picture among videos has the ratios of pictures; the last frame is the clip's own."""
+    clips, keep = padded()
+    keep[:, 2] = False  # videos end after five of nine frames
+    masks = MaskStage(video={"transition": 1}, image={"t2iv": 1})
+    found = shown(range(6), clips=clips, keep=keep, masks=masks)
+    assert [np.flatnonzero(row).tolist() for row in found.given_BT] == [[0, 4], []] * 3
 
 
 @pytest.mark.parametrize(
     ("conditions", "mask_channels", "message"),
-    [(I2VConfig(), None, "vae_scale_factor_t=4"), (None, 4, "conditions is missing")],
+    [(I2VConfig(), None, "vae_scale_factor_t to the VAE"), (None, 4, "conditions is missing")],
 )
 def test_conditions_go_with_a_model_that_takes_them(conditions, mask_channels, message):
     with pytest.raises(ValueError, match=message):

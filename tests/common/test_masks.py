@@ -55,6 +55,13 @@ def test_tasks_are_drawn_as_often_as_their_ratios_say():
     assert 0.68 < kept[(0,)] / 400 < 0.82
 
 
+def test_the_order_of_the_ratios_does_not_matter():
+    one, other = MaskConfig(video={"i2v": 1, "clear": 1}), MaskConfig(video={"clear": 1, "i2v": 1})
+    for seed in range(20):
+        drawn = [draw_given(config, 9, np.random.default_rng(seed)) for config in (one, other)]
+        np.testing.assert_array_equal(*drawn)
+
+
 def test_images_have_ratios_of_their_own():
     config = MaskConfig(video={"i2v": 1}, image={"t2iv": 1})
     assert not draw_given(config, 1, np.random.default_rng(0)).any()
@@ -102,10 +109,10 @@ def test_padding_is_not_to_be_generated_and_keeps_its_zeros():
 
 def test_a_mask_in_the_size_of_latents():
     given_BT = np.array([[True] * 6 + [False] * 3])
-    mask_BMthw = latent_mask(given_BT, (2, 3), STRIDE)
-    assert mask_BMthw.shape == (1, 4, 3, 2, 3)
-    assert mask_BMthw[0, :, :, 0, 0].T.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
-    assert (mask_BMthw == mask_BMthw[..., :1, :1]).all()
+    mask_BMTHW = latent_mask(given_BT, (2, 3), STRIDE)
+    assert mask_BMTHW.shape == (1, 4, 3, 2, 3)
+    assert mask_BMTHW[0, :, :, 0, 0].T.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
+    assert (mask_BMTHW == mask_BMTHW[..., :1, :1]).all()
 
 
 def test_an_even_number_of_frames_repeats_nothing():

@@ -21,25 +21,19 @@ def image_model():
     return {"config": config.model_dump(mode="json"), "random_seed": 0}
 
 
-class Plan:
-    """Remembers what is given."""
-
-    def _replace(self, frames, indices):
-        self.frames, self.indices = frames, indices
-        return self
-
-
 class Perfect:
     """Samples the scenes themselves, and checks that their own frames are given."""
 
     def __init__(self, setting):
-        self.setting, self.plan = setting, Plan()
+        self.setting = setting
 
     def __call__(self, plan):
         config = self.setting.config
         for job in self.setting.jobs:
             frames = render(clip_of(3, job.index, True)[0], config.num_frames, config.height, config.width)
-            np.testing.assert_array_equal(plan.frames[job.index], frames[list(plan.indices[job.index])])
+            entry = plan.given[job.index]
+            assert entry.indices in ((0,), (0, config.num_frames - 1))
+            np.testing.assert_array_equal(entry.frames_NHWC, frames[list(entry.indices)])
             yield [self.spoil(frames)]
 
     def spoil(self, frames):

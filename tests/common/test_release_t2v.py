@@ -9,16 +9,17 @@ from common.checkpoint import StoredWeights, read_metadata, read_safetensors, sa
 from common.data.drawing import render
 from common.data.scenes import COLOURS, MOTIONS, SHAPES
 from common.images import read_image
-from common.models import VAEConfig
+from common.models import TransformerConfig, VAEConfig
 from common.oracle import Reading
 from common.outputs import plan_jobs
 from common.runs import SampleConfig
+from common.sample_plan import plan_videos
 from tests.e2e.test_command_lines import ONLY_PT, needs_encoder, sample_settings, write
 from tests.tiny import build, tiny_transformer_config
 from tools import release_t2v
-from tools.measuring import Sampler, Setting
+from tools.measuring import SHEET_FRAMES, Sampler, Setting
 from tools.oracle import LINE, SHEET_CELL, clip_of
-from tools.release_t2v import GOALS, MAX_PARAMETERS, SHEET_FRAMES, main
+from tools.release_t2v import GOALS, MAX_PARAMETERS, main
 
 CONFIG = tiny_transformer_config(caption_channels=384, num_layers=3)
 
@@ -124,10 +125,11 @@ def test_samples_are_those_of_the_sample_command(tree, tmp_path):
     config = SampleConfig.model_validate(sample_settings(tmp_path, prompt=prompts, seed=5))
     vae = tree.loading.load_vae(config.vae, config.vae.resolve(VAEConfig, "vae"), "float32", "cpu")
     jobs, batched = plan_jobs(prompts, 1, config.seed), config.replace(batch_size=2)
-    sampler = Sampler(Setting(batched, tree, vae, [], prompts, jobs))
+    plan = plan_videos(batched, 3, vae.config, batched.transformer.resolve(TransformerConfig, "transformer"))
+    sampler = Sampler(Setting(batched, tree, vae, [], prompts, jobs, plan))
     tree.sample.sample(config)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    videos = [frames for batch in sampler(sampler.plan) for frames in batch]
+    videos = [frames for batch in sampler(plan) for frames in batch]
     for frames, file in zip(videos, files, strict=True):
         expected = read_safetensors(file)["frames_THWC"]
         assert np.abs(frames.astype(int) - expected).max() <= 1, "rounding apart"
@@ -137,7 +139,7 @@ class Perfect:
     """Samples what a perfect model would."""
 
     def __init__(self, setting):
-        self.setting, self.plan = setting, None
+        self.setting = setting
 
     def __call__(self, plan):
         config = self.setting.config

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 from common.checkpoint import StoredWeights, read_safetensors, save_weights
+from common.condition_layers import LET_IN
+from common.config import build as build_config
+from common.data.t2v import T2VLoader
+from common.encoding import EncodeConfig
+from common.i2v_training import Draw, show
 from common.images import write_png
-from common.noise import LET_IN
+from common.parallel import Mesh
+from common.t2v_training import T2VTrainConfig
 from common.video import write_video
 from tests.conftest import available
-from tests.tiny import build, tiny_transformer_config
+from tests.tiny import build, tiny_transformer_config, tiny_vae_config
+from tools.parity.tree import Tree
 
 from .test_command_lines import BOTH, ONLY_PT, call, needs_encoder, sample_settings, write  # noqa: F401
 from .test_ranks import TASKS, image_settings
@@ -43,6 +50,13 @@ def pictures(tmp_path):
     return list(map(str, paths))
 
 
+def report_of(folder):
+    """Its joins."""
+    report = json.loads((folder / "0000_a_red_ball.json").read_text())
+    assert {"condition", "denoise", "decode"} <= set(report["seconds_so_far"])
+    return report["joins"]
+
+
 def frames_of(folder, stem="0000_a_red_ball"):
     return read_safetensors(folder / f"{stem}.safetensors")["frames_THWC"].astype(int)
 
@@ -60,18 +74,19 @@ def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):  # noqa
         "clip": [f"video={tmp_path / 'clip.mp4'}", "keep=0:5,-1"],
         "long": [f"image={pictures[0]}", "num_frames=20", "overlap_frames=5"],
     }
-    made = {}
+    made, told = {}, {}
     for name, keys in ways.items():
-        code, _, err = call(tree, "sample", config, *keys, f"output={tmp_path / name}")
-        assert code == 0, err
+        code, _, told[name] = call(tree, "sample", config, *keys, f"output={tmp_path / name}")
+        assert code == 0, told[name]
         made[name] = frames_of(tmp_path / name)
     assert {name: len(frames) for name, frames in made.items()} == {**dict.fromkeys(ways, 9), "long": 20}
     alone = [name for name in ways if name != "long"]
+    assert "begins a window" in told["long"] or not any(
+        join["jumps"] for join in report_of(tmp_path / "long")
+    )
     assert all((made[a] != made[b]).any() for a in alone for b in alone if a < b)
     np.testing.assert_array_equal(made["long"][:9], made["first"])
-    report = json.loads((tmp_path / "long" / "0000_a_red_ball.json").read_text())
-    assert [join["frame"] for join in report["joins"]] == [9, 13, 17]
-    assert {"condition", "denoise", "decode"} <= set(report["seconds_so_far"])
+    assert [join["frame"] for join in report_of(tmp_path / "long")] == [9, 13, 16]
 
 
 @ONLY_PT
@@ -98,6 +113,7 @@ def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, ca
         (["image=nowhere.png"], "no such file"),
         (["transformer.overrides.vae_scale_factor_t=null", "image=first.png"], "got a text-to-video"),
         (["num_frames=33", "overlap_frames=9"], "overlap_frames: got 9"),
+        (["keep=0:3"], "keep: it goes with video"),
         (["transformer.overrides.vae_scale_factor_t=8"], "vae_scale_factor_t is 8, the VAE has 4"),
     ],
 )
@@ -110,10 +126,34 @@ def test_mistakes_are_one_line(tree, tmp_path, call, pictures, keys, message):  
 
 
 @ONLY_PT
+def test_half_precision_and_a_vae_of_eight_frames(tree, tmp_path, call, pictures):  # noqa: F811
+    half = ["dtype=float16", "vae_dtype=float16", f"image={pictures[0]}"]
+    assert call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), *half)[0] == 0
+    assert frames_of(tmp_path / "out").std() > 1
+    blocks = {
+        "l1_dowmsample_block": "Spatial2xTime2x3DDownsample",
+        "l1_upsample_block": "Spatial2xTime2x3DUpsample",
+    }
+    waves = {
+        "l1_downsample_wavelet": "HaarWaveletTransform3D",
+        "l1_upsample_wavelet": "InverseHaarWaveletTransform3D",
+    }
+    vae = tiny_vae_config(use_attention=False, **blocks, **waves).model_dump(mode="json")
+    settings = i2v_settings(
+        tmp_path, vae={"config": vae, "random_seed": 0}, window_frames=9, overlap_frames=1
+    )
+    settings["transformer"] = image_model(vae_scale_factor_t=8)
+    keys = [f"image={','.join(pictures)}", "num_frames=17", f"output={tmp_path / 'eight'}"]
+    code, _, err = call(tree, "sample", write(tmp_path, settings), *keys)
+    assert code == 0, err
+    assert len(frames_of(tmp_path / "eight")) == 17
+
+
+@ONLY_PT
 def test_far_from_training_is_a_warning(tree, tmp_path, call):  # noqa: F811
     code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), "height=96", "width=96")
     assert code == 0
-    assert "warning: size: got 96x96, the transformer was trained on about 32x48" in err
+    assert "warning: size: got 96x96, the transformer was trained on shapes of about 32x48" in err
 
 
 @pytest.mark.parametrize("tree", [pytest.param("pt", marks=[pytest.mark.pt, pytest.mark.ms])], indirect=True)
@@ -137,10 +177,6 @@ def train_settings(**changes):
 @pytest.fixture
 def text_model(tmp_path):
     """A text-to-video model's directory."""
-    import torch  # noqa: F401  (the tree's framework)
-
-    from tools.parity.tree import Tree
-
     tree, settings = Tree("pt"), train_settings()
     fields = {**settings["transformer"]["config"], "vae_scale_factor_t": None}
     config = tiny_transformer_config(**fields)
@@ -179,7 +215,7 @@ def test_begins_from_a_text_to_video_model_and_says_so(tmp_path, text_model, pic
     ("changes", "message"),
     [
         ({"conditions": None}, "conditions is missing"),
-        ({"transformer": "text"}, "transformer.overrides.vae_scale_factor_t=4"),
+        ({"transformer": "text"}, "transformer.overrides.vae_scale_factor_t to the VAE"),
     ],
 )
 def test_conditions_and_model_go_together(tmp_path, text_model, changes, message):
@@ -187,6 +223,47 @@ def test_conditions_and_model_go_together(tmp_path, text_model, changes, message
         changes = {"transformer": {"path": str(text_model)}}
     config = write_config(tmp_path / "run.yaml", train_settings(**changes))
     assert message in run(command("pt", "train", config, f"output={tmp_path / 'run'}"), code=2)
+
+
+@pytest.mark.slow
+@ONLY_PT
+def test_each_step_has_the_tasks_of_its_stage(tree, monkeypatch):
+    """And a validation always those of the last."""
+    config = build_config(T2VTrainConfig, train_settings(), where="test")
+    seen, original = [], tree.train.show
+    monkeypatch.setattr(
+        tree.train, "show", lambda *given: seen.append((given[1], given[-1].step)) or original(*given)
+    )
+    task = tree.train.T2VTraining(config, tree.device, Mesh(), tree.parallel.Ranks(Mesh(), tree.device))
+    loader = task.encoders.loader(config.data, config.global_batch_size, config.seed, Mesh())
+    for step, batch in loader.batches(2, 4):
+        task.step(step, batch)
+    assert config.conditions is not None
+    assert seen == [(config.conditions.stages[0], 2), (config.conditions.stages[1], 3)]
+
+
+def check_cached(config, encode):
+    """A cached batch shows the frames that encode drew, and its mask is 1 where none is given."""
+    tree = Tree("pt")
+    task = tree.train.T2VTraining(config, tree.device, Mesh(), tree.parallel.Ranks(Mesh(), tree.device))
+    _, batch = next(iter(task.encoders.loader(config.data, 2, config.seed, Mesh()).batches(0, 1)))
+    given_BT = batch["given_BT"]
+    first_BM = task.samples(batch, Draw(config.seed, 0, range(2)), None).mask_BMTHW[:, :, 0, 0, 0]
+    np.testing.assert_array_equal(first_BM == 0, np.repeat(given_BT[:, :1], 4, axis=1))
+    for name, given_T in zip(batch["names"], given_BT, strict=True):
+        np.testing.assert_array_equal(given_T, drawn_by(encode)[name])
+
+
+def drawn_by(encode):
+    """Which frames of each clip encode gives, by the clip's name in the cache."""
+    size, found = encode.batch_size, {}
+    for step, batch in T2VLoader(encode.data, size, encode.seed).batches(0, encode.clips // size):
+        draw, masks = Draw(encode.seed, step, range(size)), encode.conditions.stages[0]
+        shown = show(encode.conditions, masks, batch["x_BCTHW"], None, (4, 8, 8), draw)
+        for place, given_T in enumerate(shown.given_BT, start=step * size):
+            shard, number = divmod(place, encode.clips_per_shard)
+            found[f"{shard:06d}.safetensors clip {number}"] = given_T
+    return found
 
 
 @pytest.mark.slow
@@ -206,6 +283,9 @@ def test_training_from_a_cache_with_conditions(tmp_path):
     config = write_config(tmp_path / "run.yaml", cached)
     run(command("pt", "train", config, f"output={tmp_path / 'run'}"))
     assert len(losses(tmp_path / "run")) == 2
+    check_cached(
+        build_config(T2VTrainConfig, cached, where="test"), build_config(EncodeConfig, encode, "test")
+    )
     stored = read_safetensors(cache / "000000.safetensors")
     assert {name.partition(".")[2] for name in stored} == {"moments", "text", "shown", "given"}
     for conditions, message in (

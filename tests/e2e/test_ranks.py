@@ -16,11 +16,13 @@ pytestmark = pytest.mark.slow
 NUM_TOKENS = int(np.prod(LATENT_THW)) // PLAN.patch_size**2
 WORKER = "tests/e2e/ranks_worker.py"
 TASKS = {"t2iv": 1, "i2v": 2, "transition": 1, "continuation": 1, "random_temporal": 1}
+TEXT_ONLY = "transformer.config.vae_scale_factor_t=null,conditions=null"  # a text-to-video model
 CASES = {
     1: {
         "whole": "",
         "parts": "accumulate=2",
         "memory": "ema_on_host=true,encoders_on_host=true,recompute=2",
+        "text": TEXT_ONLY,
     },
     2: {
         "data": "",
@@ -28,6 +30,7 @@ CASES = {
         "zero2-parts": "parallel.zero=2,accumulate=2",
         "skiparse": "parallel.sequence=2",
         "ulysses": "parallel.sequence=2,parallel.kind=ulysses",
+        "text": f"{TEXT_ONLY},parallel.sequence=2",
         "traffic": "",
     },
     4: {
@@ -111,10 +114,10 @@ def check(found, wanted):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
 def test_any_number_of_ranks_equals_one(name, ranks, trained):
-    wanted = trained(name, 1)["whole"]
+    alone = trained(name, 1)
     for case, found in trained(name, ranks).items():
         if case != "traffic":
-            check(found, wanted)
+            check(found, alone["text" if case == "text" else "whole"])
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
@@ -152,7 +155,9 @@ def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
             "sampler": {"num_steps": 3, "guidance_rescale": 0.5},
             "prompt": ["a red ball", "a blue ring"],
             "image": str(tmp_path / "first.png"),
-            "num_frames": 5,
+            "num_frames": 9,
+            "window_frames": 5,
+            "overlap_frames": 1,
             "height": 32,
             "width": 64,
             "save_tensors": True,
@@ -165,5 +170,6 @@ def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
         run(command(name, "sample", config, *overrides, ranks=ranks, logs=tmp_path / "logs"))
         files = sorted(output.glob("*.safetensors"))
         assert len(files) == 2
-        found.append(np.stack([read_safetensors(file)["latent_CTHW"] for file in files]))
+        latents = [read_safetensors(file)[f"latent_{window}_CTHW"] for file in files for window in (0, 1)]
+        found.append(np.stack(latents))
     np.testing.assert_allclose(found[1], found[0], atol=1e-4 * np.abs(found[0]).max())

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.given import Given
+from common.given import Given, fits_of
 from common.masks import (
     Condition,
     add_noise,
@@ -107,13 +107,8 @@ def show_given(tree: Tree, case: Case, vae: Any) -> ShownGiven:
     call, (first, *rest) = case.record["call"], case.numbered("noise")
     frames_NCHW = case.outputs["conditional_frames_after_resize"]  # ours may be a grey level apart
     places, (_, _, H, W) = given_places(case, len(frames_NCHW)), frames_NCHW.shape
-    x_BCTHW, given_BT = window_pixels(
-        Window(0, call["num_frames"], 0),
-        [frames_NCHW[: len(places)].transpose(0, 2, 3, 1)],
-        [places],
-        None,
-        (H, W),
-    )
+    given = Given(frames_NCHW[: len(places)].transpose(0, 2, 3, 1), tuple(places), (H, W))
+    x_BCTHW, given_BT = window_pixels(Window(0, call["num_frames"], 0), [given], None)
     generate_B1THW = generate_mask(given_BT, None, H, W)
     if call["noise_strength"]:
         log_sigma_B, noise, *rest = rest
@@ -124,8 +119,8 @@ def show_given(tree: Tree, case: Case, vae: Any) -> ShownGiven:
     results = {
         **fit_given(case),
         "masked_video_before_vae": x_BCTHW,
-        "masked_latents": np.repeat(condition.latent_BZthw, copies, axis=0),
-        "mask_channels": np.repeat(condition.mask_BMthw, copies, axis=0),
+        "masked_latents": np.repeat(condition.latent_BCTHW, copies, axis=0),
+        "mask_channels": np.repeat(condition.mask_BMTHW, copies, axis=0),
     }
     return ShownGiven(results, condition, [first, *rest])
 
@@ -147,7 +142,8 @@ def fit_given(case: Case) -> Arrays:
         pictures = tuple(given["video_frames"].transpose(0, 2, 3, 1))
     else:
         pictures = tuple(given[name] for name in sorted(given) if name.startswith("image_"))
+    sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
     max_hxw = None if call["crop_for_hw"] else call["max_hxw"]
-    ours = Given(pictures, tuple(range(len(pictures))))
-    size = ours.size(max_hxw, call["height"], call["width"])
-    return {"conditional_frames_after_resize": ours.fitted(max_hxw, *size).transpose(0, 3, 1, 2)}
+    fits = fits_of(sizes, (call["height"], call["width"]), max_hxw)
+    frames = [np.rint(fit(picture[None])[0]) for fit, picture in zip(fits, pictures, strict=True)]
+    return {"conditional_frames_after_resize": np.stack(frames).astype(np.uint8).transpose(0, 3, 1, 2)}
