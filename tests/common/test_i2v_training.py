@@ -17,7 +17,7 @@ CLIPS = np.random.default_rng(0).uniform(-0.9, 0.9, (6, 3, 9, 16, 16)).astype(np
 MIXED = MaskStage(video={"t2iv": 1, "i2v": 1, "transition": 1, "random_temporal": 1})
 
 
-def shown(places, noise=None, step=5, clips=CLIPS, keep=None, seed=1, masks=MIXED):
+def shown(places, noise=None, step=5, clips=CLIPS, keep=None, seed=2, masks=MIXED):
     config = I2VConfig(stages=(MIXED,), noise=noise)
     return show(config, masks, clips, keep, STRIDE, Draw(seed, step, places))
 
@@ -41,7 +41,7 @@ def test_how_clips_are_shared_among_ranks_does_not_matter():
         for ours, part in zip(whole, halves[r]):
             np.testing.assert_array_equal(ours[r::2], part)
     assert (whole.given_BT != shown(range(6), noise, step=6).given_BT).any()
-    assert (whole.given_BT != shown(range(6), noise, seed=2).given_BT).any()
+    assert (whole.given_BT != shown(range(6), noise, seed=3).given_BT).any()
 
 
 def test_what_is_shown_without_noise_is_the_clip_or_nothing():
