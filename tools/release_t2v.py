@@ -1,5 +1,6 @@
-"""Makes a release of a trained text-to-video transformer, and measures if its videos show what captions say.
+"""Makes a release of a trained transformer, and measures if a text-to-video one shows what captions say.
 
+    python -m tools.release_t2v shorten assets/t2v_tiny outputs/t2v_short --without 4
     python -m tools.release_t2v make outputs/train_tiny_2/checkpoints/STEP/model assets/t2v_tiny
     python -m tools.release_t2v measure configs/sample_demo.yaml --tree pt --sheet t2v.png [key=value ...]
 
@@ -42,6 +43,7 @@ from tools.oracle import (
 )
 
 MAX_PARAMETERS = 4_000_000
+BLOCKS = "transformer_blocks."
 GOALS = {"colour": 0.95, "shape": 0.90, "motion": 0.85, "all": 0.80}  # share of the samples that show it
 
 
@@ -60,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="model directory of a checkpoint, float32")
     sub.add_argument("target", help="folder to write")
     sub.set_defaults(run=run_make)
+    sub = commands.add_parser("shorten", help="a model directory without one block, to train on")
+    sub.add_argument("model", help="model directory")
+    sub.add_argument("target", help="folder to write")
+    sub.add_argument("--without", type=int, required=True, metavar="BLOCK", help="counted from 0")
+    sub.set_defaults(run=run_shorten)
     sub = commands.add_parser("measure", help="sample held-out captions and read the videos back")
     add_arguments(sub, 200, run_measure)
     return top
@@ -81,6 +88,34 @@ def run_make(given: argparse.Namespace) -> int:
     save_weights(given.target, halves, read_json(Path(given.model) / "config.json"))
     num_bytes = sum(file.stat().st_size for file in weight_files(given.target))
     print(f"{given.target}: {num_parameters / 1e6:.2f} M parameters, {num_bytes / 1e6:.2f} MB in float16")
+    return 0
+
+
+def run_shorten(given: argparse.Namespace) -> int:
+    """Leave a block out and number those behind it anew; the others must keep their arrangement."""
+    weights = StoredWeights(given.model)
+    config: TransformerConfig = read_hub_config(TransformerConfig, given.model)
+    if not 0 <= given.without < config.num_layers or config.num_layers == 1:
+        raise ValueError(
+            f"shorten: got block {given.without}, wanted one of several: 0 to {config.num_layers - 1}"
+        )
+    shorter = config.replace(num_layers=config.num_layers - 1)
+    left = [block for block in range(config.num_layers) if block != given.without]
+    if [config.plan[block] for block in left] != list(shorter.plan):
+        raise ValueError(
+            f"shorten: without block {given.without} the arrangements {', '.join(config.plan)} would not be "
+            f"{', '.join(shorter.plan)}; leave out another"
+        )
+    renamed = {f"{BLOCKS}{old}.": f"{BLOCKS}{new}." for new, old in enumerate(left)}
+    kept = {}
+    for name in weights:
+        block = next((prefix for prefix in renamed if name.startswith(prefix)), None)
+        if block is not None:
+            kept[renamed[block] + name.removeprefix(block)] = weights[name]
+        elif not name.startswith(BLOCKS):
+            kept[name] = weights[name]
+    save_weights(given.target, kept, shorter.hub_dict())
+    print(f"{given.target}: {shorter.num_layers} blocks: {', '.join(shorter.plan)}")
     return 0
 
 

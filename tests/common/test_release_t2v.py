@@ -51,6 +51,26 @@ def test_make_keeps_the_config_and_halves_the_weights(tmp_path, capsys):
     assert json.loads(read_metadata(file)["config"])["caption_channels"] == 384
 
 
+def test_shorten_leaves_a_block_out(tmp_path, capsys):
+    config = tiny_transformer_config(
+        num_layers=6, num_dense_ends=1
+    )  # full, group, single, group, single, full
+    weights = {"proj_out.weight": np.zeros(2, np.float32)}
+    weights |= {f"transformer_blocks.{i}.x": np.full(2, i, np.float32) for i in range(6)}
+    save_weights(tmp_path / "model", weights, config.hub_dict())
+    line = ["shorten", str(tmp_path / "model"), str(tmp_path / "short"), "--without"]
+    assert main([*line, "4"]) == 0
+    assert "5 blocks: full, group, single, group, full" in capsys.readouterr().out
+    stored = StoredWeights(tmp_path / "short")
+    assert {name: float(stored[name][0]) for name in stored if "blocks" in name} == {
+        f"transformer_blocks.{new}.x": old for new, old in enumerate([0, 1, 2, 3, 5])
+    }
+    assert json.loads((tmp_path / "short" / "config.json").read_text())["num_layers"] == 5
+    for block, message in (("6", "wanted one of several"), ("0", "leave out another")):
+        assert main([*line, block]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
