@@ -8,6 +8,8 @@ import pytest
 from common.checkpoint import StoredWeights
 from common.config import load
 from common.vae_training import VAETrainConfig
+from tools.release_i2v import GOALS
+from tools.release_i2v import main as measure_i2v
 from tools.release_t2v import main as measure
 from tools.release_vae import scores
 
@@ -19,7 +21,7 @@ ON_PT = pytest.param("pt", marks=pytest.mark.pt)
 
 def test_assets_stay_small():
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 25e6
-    for model, limit in (("vae_tiny", 2e6), ("t2v_tiny", 4e6)):
+    for model, limit in (("vae_tiny", 2e6), ("t2v_tiny", 4e6), ("i2v_tiny", 4e6)):
         assert sum(x.size for x in StoredWeights(ASSETS / model).values()) <= limit
 
 
@@ -43,3 +45,17 @@ def test_the_tiny_transformer_paints_what_the_caption_says(name, tmp_path):
     readings = json.loads(scores.read_text())["readings"]
     right = [reading["sample"]["colour"] == reading["truth"][0] for reading in readings]
     assert sum(right) >= COLOURS_RIGHT
+
+
+@pytest.mark.parametrize("name", [pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow]), ON_PT])
+def test_the_tiny_transformer_keeps_the_pictures_it_is_given(name, tmp_path):
+    scores = tmp_path / "scores.json"
+    line = [str(ROOT / "configs/sample_demo_i2v.yaml"), "--tree", name, "--clips", "4", "--batch", "4"]
+    models = [
+        f"{kind}.path={ASSETS / folder}"
+        for kind, folder in (("transformer", "i2v_tiny"), ("vae", "vae_tiny"))
+    ]
+    measure_i2v([*line, "--json", str(scores), *models, "device=cpu"])
+    reached = json.loads(scores.read_text())["reached"]
+    assert reached["first frame"] >= GOALS["first frame"]
+    assert reached["last frame"] >= GOALS["last frame"]
