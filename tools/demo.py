@@ -69,7 +69,9 @@ def draw_pictures(folder: Path) -> list[str]:
     write_png(ROOT / last, frames_THWC[-1])
     pictures = folder / "pictures.txt"
     (ROOT / pictures).write_text(f"{first}\n{first},{last}\n")
-    return [f"image={pictures}", f"prompt=[{caption}, {caption}]"]
+    prompts = folder / "prompts.txt"
+    (ROOT / prompts).write_text(f"{caption}\n" * 2)
+    return [f"image={pictures}", f"prompt={prompts}"]
 
 
 def run(tree: str, framework: str, command: str, arguments: list[str], name: str) -> None:
