@@ -11,13 +11,12 @@ import numpy as np
 from pydantic import Field
 
 from .config import Config
-from .data.buckets import shrunk_to_area
+from .data.buckets import HW_STRIDE, shrunk_to_area
 from .data.transforms import Box, Fit, fit_to_size, stride_box
 from .images import read_image
 from .models import TransformerConfig
 from .video import VideoReader
 
-HW_STRIDE = 32  # pixels; sizes that are multiples never need padding
 MOVING = (".gif", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".ts")
 NOTHING = "-"  # the entry of a prompt for which nothing is given
 ABOUT = {"image": ("at",), "video": ("start", "keep"), "image or video": ("max_hxw",)}  # keys that go with it
@@ -34,13 +33,10 @@ class GivenConfig(Config):
     at: list[int] | None = None  # frames that pictures become, -1 the last; of one: 0, of two: 0 and -1
     video: str | list[str] | None = None  # instead of pictures, a clip
     start: int | None = None  # its frame that becomes the first; a negative one counts from its end
-    keep: str | int | None = (
-        None  # its frames that are given, such as "0:9" or "0,8,-1"; the first if not told
-    )
+    keep: str | int | None = None  # its frames that are given, such as "0:9" or "0,8,-1"; else its first
     max_hxw: int | None = Field(default=None, ge=HW_STRIDE**2)  # pixels; the size is that of what is given
-    noise_strength: float = Field(
-        default=0.0, ge=0
-    )  # standard deviation of noise on it; pixels are in [-1, 1]
+    # standard deviation of noise on what is given; pixels are in [-1, 1]
+    noise_strength: float = Field(default=0.0, ge=0)
 
 
 class Given(NamedTuple):

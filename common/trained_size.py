@@ -2,11 +2,11 @@
 
 import math
 
+from .data.buckets import HW_STRIDE
 from .models import TransformerConfig, VAEConfig
 
 FAR_AREA, FAR_ASPECT = 2.0, 2.0  # times the trained area, or height to width; or as much below
 SHORT = 0.25  # of the trained length
-STRIDE = 32  # pixels; multiples never need padding
 
 
 def trained_frames(transformer: TransformerConfig, vae: VAEConfig) -> int:
@@ -54,7 +54,7 @@ def is_near(height: int, width: int, trained: tuple[int, int]) -> bool:
 
 def nearest(height: int, width: int, trained: tuple[int, int]) -> tuple[int, int]:
     """The size in multiples of 32 that is near training, and least changed from what was wanted."""
-    longest = math.ceil(math.sqrt(FAR_AREA * FAR_ASPECT) * max(trained) / STRIDE + 1)
-    sides = [STRIDE * count for count in range(1, longest + 1)]
+    longest = math.ceil(math.sqrt(FAR_AREA * FAR_ASPECT) * max(trained) / HW_STRIDE + 1)
+    sides = [HW_STRIDE * count for count in range(1, longest + 1)]
     good = [(h, w) for h in sides for w in sides if is_near(h, w, trained)] or [trained]
     return min(good, key=lambda size: math.hypot(math.log(size[0] / height), math.log(size[1] / width)))

@@ -1,4 +1,4 @@
-"""Videos longer than a model takes: windows that overlap, each beginning with the last frames of the other.
+"""Videos longer than a model takes: windows that overlap, each beginning where the one before ends.
 
 Shapes: B videos, C channels, T frames, H height, W width of pixels.
 """

@@ -150,11 +150,12 @@ def name_latents(latents: list[np.ndarray]) -> dict[str, np.ndarray]:
 def warn_of_jumps(job: Job, joins: list[Join]) -> None:
     """Say where a video that was made in windows changes more than it should."""
     for join in joins:
+        least, most = join.usual_motion
         if join.jumps:
             print(
                 f"warning: {job.stem}: frame {join.frame} begins a window with a jump: brightness changes by "
                 f"{join.brightness:.1f} grey levels (usual: {join.usual_brightness:.1f}), pixels by "
-                f"{join.motion:.1f} (usual: {join.usual_motion:.1f}); raise overlap_frames",
+                f"{join.motion:.1f} (usual: {least:.1f} to {most:.1f}); raise overlap_frames",
                 file=sys.stderr,
             )
 

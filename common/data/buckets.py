@@ -16,6 +16,7 @@ VAE_STRIDE = (
     8,
     8,
 )  # frames, rows and columns of pixels in one latent cell; the first frame is a cell alone
+HW_STRIDE = 32  # pixels; sides that are multiples never need padding
 TOKEN = 16  # pixels along the side of a token: a patch of 2 x 2 latent cells
 
 
@@ -56,7 +57,7 @@ class SizesConfig(Config):
     max_width: int | None = Field(default=None, ge=TOKEN)
     min_height: int = Field(default=1, ge=1)
     min_width: int = Field(default=1, ge=1)
-    hw_stride: int = Field(default=32, ge=TOKEN, multiple_of=TOKEN)  # sizes are multiples of it
+    hw_stride: int = Field(default=HW_STRIDE, ge=TOKEN, multiple_of=TOKEN)  # sizes are multiples of it
     max_aspect: float = Field(default=2.0, ge=1)  # of height to width, or against that of the one size
 
     @model_validator(mode="after")

@@ -74,8 +74,14 @@ def test_jobs_are_the_same_however_they_are_spread():
     assert [job.prompt for job in jobs] == ["a", "a", "b", "b", "c", "c"]
     spread = [job for rank in range(4) for job in Mesh(rank, 4).share(jobs)]
     assert sorted(spread) == jobs
-    assert [job for batch in batches(jobs, 4) for job in batch] == jobs
+    assert [job for batch in batches(jobs, 4, [(64, 64)] * 3) for job in batch] == jobs
     assert len({job.stem for job in jobs}) == len(jobs)
+
+
+def test_a_batch_holds_one_size():
+    jobs = plan_jobs(["a", "b", "c"], 2, seed=10)
+    batched = list(batches(jobs, 3, [(64, 64), (64, 64), (32, 64)]))
+    assert [[job.prompt for job in batch] for batch in batched] == [["a", "a", "b"], ["b"], ["c", "c"]]
 
 
 def test_mesh_of_both_launchers(monkeypatch):

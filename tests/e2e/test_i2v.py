@@ -15,6 +15,7 @@ from common.images import write_png
 from common.parallel import Mesh
 from common.t2v_training import T2VTrainConfig
 from common.video import write_video
+from common.windows import Join
 from tests.conftest import available
 from tests.tiny import build, tiny_transformer_config, tiny_vae_config
 from tools.parity.tree import Tree
@@ -150,6 +151,17 @@ def test_half_precision_and_a_vae_of_eight_frames(tree, tmp_path, call, pictures
     code, _, err = call(tree, "sample", write(tmp_path, settings), *keys)
     assert code == 0, err
     assert len(frames_of(tmp_path / "eight")) == 17
+
+
+@ONLY_PT
+def test_a_jump_between_windows_is_a_warning(tree, tmp_path, call, monkeypatch):  # noqa: F811
+    jump = Join(5, brightness=20.0, motion=30.0, usual_brightness=1.0, usual_motion=(0.5, 2.0))
+    monkeypatch.setattr(tree.sample, "check_joins", lambda *given: [jump])
+    code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)))
+    assert code == 0
+    assert "frame 5 begins a window with a jump: brightness changes by 20.0" in err
+    assert "pixels by 30.0 (usual: 0.5 to 2.0); raise overlap_frames" in err
+    assert report_of(tmp_path / "out")[0]["jumps"] is True
 
 
 @ONLY_PT
