@@ -13,15 +13,7 @@ mindspore = pytest.importorskip("mindspore", reason="mindspore, which exports th
 nn, Tensor = mindspore.nn, mindspore.Tensor
 kernels, layers, runtime = map(importlib.import_module, ("ms.kernels", "ms.layers", "ms.runtime"))
 
-pytestmark = pytest.mark.ms
-
-
-@pytest.fixture(autouse=True)
-def _graph_mode():
-    before = mindspore.get_context("mode")
-    runtime.setup("cpu")
-    yield
-    mindspore.set_context(mode=before)
+pytestmark = [pytest.mark.ms, pytest.mark.usefixtures("graph_mode")]
 
 
 class Attend(nn.Cell):
