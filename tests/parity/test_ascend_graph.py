@@ -133,8 +133,8 @@ def test_what_is_given_of_a_video_is_projected_in_training():
         check_attentions(with_condition, IMAGE_TO_VIDEO, batch=2, operator=operator)
     check_paths(with_condition, text_is_input=False)
     check_transposes(with_condition)
-    # Tokens come in native order and stay. For each of the two inputs: the embedding's weight and its gradient,
-    # and the two matrices that MindSpore turns in the gradient of a linear layer without bias.
+    # Tokens come in native order and stay. For each of the two inputs: the embedding's weight and its
+    # gradient, and the two matrices that MindSpore turns in the gradient of a linear layer without bias.
     assert len(with_condition.find("Transpose")) == len(plain.find("Transpose")) + 2 * (2 + 2)
     assert not in_graph(with_condition, "Gather Scatter Softmax BatchMatMul")
 
