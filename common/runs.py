@@ -45,7 +45,29 @@ class ModelSource(Config):
             return build(cls, {**self.config, **self.overrides}, where=f"{where}.config")
         assert self.path is not None
         config = read_hub_config(cls, self.path)
-        return config.replace(**self.overrides) if self.overrides else config
+        if not self.overrides:
+            return config
+        return build(cls, {**config.model_dump(), **self.overrides}, where=f"{where}.overrides")
+
+
+def check_chunks(norm_type: str, chunk_frames: int, multiple: int = 1) -> None:
+    """Refuse to cut a clip into chunks that would not give what the whole gives.
+
+    Args:
+        norm_type: of the VAE's part that sees the chunks.
+        chunk_frames: frames of every chunk but the first, which has one more.
+        multiple: what they must be a multiple of: the frames of one latent frame for an encoder.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if norm_type == "groupnorm":
+        raise ValueError(
+            "vae: GroupNorm's statistics span time, so a clip in chunks differs from the whole; "
+            "set chunk_frames to 0, or use a VAE with norm_type: layernorm"
+        )
+    if chunk_frames % multiple:
+        raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
 
 
 class VideoSize(Protocol):

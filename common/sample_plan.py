@@ -6,7 +6,7 @@ from typing import NamedTuple
 from .data.buckets import Bucket
 from .given import Given, check_given, read_given
 from .models import TransformerConfig, VAEConfig
-from .runs import SampleConfig, latent_size
+from .runs import SampleConfig, check_chunks, latent_size
 from .sharing import check_tokens
 from .trained_size import trained_frames, warnings_of
 from .windows import Window, plan_windows
@@ -36,6 +36,9 @@ def plan_videos(
     given = read_given(config, num_prompts, config.fps)
     check_given(given, transformer)
     windows = _windows(config, vae, transformer)
+    latent_frames = (windows[0].num_frames - 1) // vae.stride_thw[0] + 1
+    if 0 < config.vae_chunk_frames < latent_frames - 1:  # now, not when all is denoised
+        check_chunks(vae.norm_type, config.vae_chunk_frames)
     found = [warning for entry in given for warning in entry.warnings]
     for size in dict.fromkeys(entry.size for entry in given):
         shape = Bucket(windows[0].num_frames, *size)

@@ -133,7 +133,7 @@ def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerC
     """What is given of each video that a validation makes.
 
     Raises:
-        ValueError: it cannot be read, the model takes nothing, or videos of a size that cannot be made.
+        ValueError: it cannot be read, the model takes nothing, a sampler or a size of videos that cannot be.
     """
     validation = config.validation
     if validation is None:
@@ -142,9 +142,12 @@ def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerC
     check_given(given, model)
     if not validation.prompts and any(entry.indices for entry in given):
         raise ValueError("validation: got image or video without prompts, wanted a prompt for each video")
+    if not validation.prompts:
+        return []
+    validation.sampler.table()  # as it will be made
     for entry in given:
         latent_size(Bucket(validation.num_frames, *entry.size), vae, model)
-    return given[: len(validation.prompts)]
+    return given
 
 
 class Samples(NamedTuple):
@@ -202,16 +205,18 @@ def step_inputs(
     noise_BCTHW: np.ndarray,
     condition: Condition | None = None,
     kept_cells: float | None = None,
+    dtype: str = "float32",
 ) -> tuple:
     """The arguments of DiffusionLoss but the last: NumPy arrays, None, or a tuple of arrays.
 
     Args:
+        dtype: of the tokens.
         kept_cells: latent cells that hold video, averaged over all that share the mean; None: this batch's.
     """
     B, C, T, H, W = latent_BCTHW.shape
     patch, stride = model.patch_size, model.skip_stride
     keep = samples.keep_BTHW
-    grid = grid_inputs(model, (T, H, W), B, keep)
+    grid = grid_inputs(model, (T, H, W), B, keep, dtype)
     return (
         to_patches(latent_BCTHW, patch, stride),
         to_patches(noise_BCTHW, patch, stride),

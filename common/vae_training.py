@@ -8,8 +8,12 @@ from .config import Config
 from .data.clips import ClipsConfig
 from .models import DiscriminatorConfig
 from .optim import OptimConfig
+from .parallel import Mesh
 from .runs import Device, DType, ModelSource
 from .training.loop import LoopConfig
+
+# what may change when a run goes on: where it runs, how it fits there, and what it is judged by
+FREE_KEYS = ("output", "device", "accumulate", "data.workers", "data.prefetch", "validation")
 
 
 class VAELossConfig(Config):
@@ -31,7 +35,7 @@ class VAEValidationConfig(Config):
     """Clips the VAE is judged on while it trains; the same ones every time."""
 
     data: ClipsConfig
-    clips: int = Field(default=16, ge=1)
+    clips: int = Field(default=16, ge=1)  # or a few more, as batches are whole
     batch_size: int = Field(default=4, ge=1)
 
 
@@ -44,8 +48,8 @@ class VAETrainConfig(Config):
     loss: VAELossConfig = VAELossConfig()
     data: ClipsConfig
     validation: VAEValidationConfig | None = None
-    batch_size: int = Field(default=1, ge=1)  # clips per rank and update
-    accumulate: int = Field(default=1, ge=1)  # parts a batch is cut into, to fit into memory
+    global_batch_size: int = Field(default=1, ge=1)  # clips of an update, of all ranks together
+    accumulate: int = Field(default=1, ge=1)  # parts that a rank's clips are cut into, to fit into memory
     optimizer: OptimConfig = OptimConfig(weight_decay=1e-4)
     disc_optimizer: OptimConfig = OptimConfig()
     ema_decay: float = Field(
@@ -59,11 +63,6 @@ class VAETrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "VAETrainConfig":
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; "
-                "it counts the clips of all parts together"
-            )
         if self.validation is not None and not self.loop.validate_every:
             raise ValueError(
                 "validation is given, but loop.validate_every is 0; set it, or leave validation out"
@@ -71,6 +70,19 @@ class VAETrainConfig(Config):
         if self.loop.validate_every and self.validation is None:
             raise ValueError("loop.validate_every is set, but there is no validation section")
         return self
+
+    def per_rank(self, mesh: Mesh) -> int:
+        """Clips of an update on one rank.
+
+        Raises:
+            ValueError: the batch cannot be shared so.
+        """
+        if self.global_batch_size % (mesh.size * self.accumulate):
+            raise ValueError(
+                f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {mesh.size} ranks "
+                f"times accumulate={self.accumulate}: it counts the clips of all ranks and parts together"
+            )
+        return self.global_batch_size // mesh.size
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the update with this index is the discriminator's: every second one from disc_start on."""

@@ -10,7 +10,8 @@ import numpy as np
 from common import cli
 from common.checkpoint import save_weights
 from common.condition_layers import begins_conditions
-from common.data.t2v_config import T2VDataConfig
+from common.data.encoded import EncodedLoader
+from common.data.t2v import T2VLoader
 from common.diffusion import draw_timesteps
 from common.i2v_training import Draw, check_conditions, show
 from common.images import contact_sheet, to_uint8
@@ -61,6 +62,7 @@ class T2VTraining:
         check_conditions(config.conditions, self.model_config)
         self.given = validation_given(config, self.vae_config, self.model_config)
         self.encoders = Encoders(config, self.vae_config, self.model_config, device)
+        self.held_out = self.open_held_out()
         self.transformer = load_transformer(
             config.transformer,
             self.model_config,
@@ -143,8 +145,8 @@ class T2VTraining:
         latent = sample_latents(samples.moments_BZTHW, self.vae_config, seed, step, places)
         noise = noise_for(diffusion, latent.shape[1:], seed, step, places)
         condition = sample_condition(samples, self.vae_config, seed, step, places)
-        model = self.model_config
-        return step_inputs(diffusion, model, latent, samples, timesteps_B, noise, condition, kept_cells)
+        given = (latent, samples, timesteps_B, noise, condition, kept_cells)
+        return step_inputs(diffusion, self.model_config, *given, dtype=self.config.dtype)
 
     def _kept_cells(self, samples: Samples) -> float | None:
         """Cells with video in a part, on average over parts and ranks: all of them make one mean."""
@@ -161,22 +163,33 @@ class T2VTraining:
         scalars, pictures = {}, {}
         averages = self.averages()
         with self.averaged(averages), self.whole():
-            if validation.data is not None:
-                scalars["loss"] = self.ranks.average(self._validation_loss(validation.data))
+            if self.held_out is not None:
+                scalars["loss"] = self.ranks.average(self._validation_loss(self.held_out))
             if validation.prompts and self.mesh.rank == 0:  # and all that share its sequence
                 pictures["samples"] = np.concatenate(
                     [contact_sheet(video, SHOWN, SHOWN) for video in self.draw()]
                 )
-        return Validation(scalars.get("loss", -float(step)), scalars, pictures)
+        return Validation(scalars.get("loss"), scalars, pictures)
 
-    def _validation_loss(self, data: T2VDataConfig) -> float:
+    def open_held_out(self) -> T2VLoader | EncodedLoader | None:
+        """The validation's clips; opened before the first step, so that a wrong path shows then."""
+        validation = self.config.validation
+        if validation is None or validation.data is None:
+            return None
+        share = self.mesh.share(range(self.held_out_batch))
+        return self.encoders.loader(validation.data, len(share), self.config.seed + 1, self.mesh)
+
+    @property
+    def held_out_batch(self) -> int:
+        """Clips of all ranks whose validation loss is computed at once: what fits into memory."""
+        return self.config.global_batch_size // self.config.accumulate
+
+    def _validation_loss(self, held_out: T2VLoader | EncodedLoader) -> float:
         assert self.config.validation is not None
-        losses, seed, batch_size = [], self.config.seed + 1, self.config.global_batch_size
-        batch_size //= self.config.accumulate  # what fits into memory
-        places = self.mesh.share(range(batch_size))
-        loader = self.encoders.loader(data, len(places), seed, self.mesh)
-        for step, batch in loader.batches(0, self.config.validation.batches):
-            timesteps = draw_timesteps(self.config.diffusion, seed, step, batch_size)[places]
+        losses, seed = [], self.config.seed + 1
+        places = self.mesh.share(range(self.held_out_batch))
+        for step, batch in held_out.batches(0, self.config.validation.batches):
+            timesteps = draw_timesteps(self.config.diffusion, seed, step, self.held_out_batch)[places]
             masks = self.config.conditions and self.config.conditions.stages[-1]  # the same at any time
             samples = self.samples(batch, Draw(seed, step, places), masks)
             inputs = self.inputs(seed, step, places, samples, timesteps)
@@ -263,12 +276,14 @@ def train(config: T2VTrainConfig) -> None:
             )
         tokens = [bucket.tokens_per_clip for bucket in report.buckets]
         print(announce(config, task.model_config, tokens, per_rank // config.accumulate))
-    outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
-    if ranks.rank == 0:
-        print(loader.summary())
-        print(task.encoders.summary())
-        if outcome.checkpoint is not None:
-            print(f"{outcome.checkpoint}  after {outcome.step} steps, {outcome.seconds:.0f} s")
+    try:
+        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
+    finally:  # a session that is stopped has skipped clips too, and each rank its own
+        print(f"rank {ranks.rank}: {loader.summary()}; {task.encoders.summary()}")
+        if task.held_out is not None:
+            print(f"rank {ranks.rank}, validation: {task.held_out.summary()}")
+    if ranks.rank == 0 and outcome.checkpoint is not None:
+        print(f"{outcome.checkpoint}  after {outcome.step} steps, {outcome.seconds:.0f} s")
 
 
 if __name__ == "__main__":

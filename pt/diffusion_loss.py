@@ -44,8 +44,8 @@ class DiffusionLoss(nn.Module):
         """(scale * loss, terms, prediction).
 
         Args:
-            share_SBF: what each value counts in the mean: they add up to 1, padding has 0; (1,1,F) if all
-                count alike.
+            share_SBF: what each value counts in the mean: they add up to 1, padding has 0; (S,1,1) where
+                all samples are whole.
             mixture_5B: rows of common.diffusion.Mixture.
             condition_SBF: patches of common.masks.Condition; None for a text-to-video model.
             scale: what the loss is multiplied with, so that half-precision gradients do not vanish.

@@ -118,7 +118,9 @@ class Encoders:
             )
         self.prompts = self.text([validation.negative_prompt, *prompts]) if validation and prompts else None
 
-    def loader(self, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh):
+    def loader(
+        self, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh
+    ) -> T2VLoader | EncodedLoader:
         """Batches of one rank, from the cache if there is one."""
         if data.encoded is None:
             return T2VLoader(data, batch_size, seed, mesh)

@@ -15,7 +15,7 @@ from common.models import VAEConfig
 from common.noise import index_of, normal
 from common.parallel import mesh_from_environment
 from common.training.loop import Batch, Validation, run_loop
-from common.vae_training import VAETrainConfig
+from common.vae_training import FREE_KEYS, VAETrainConfig
 
 from . import runtime
 from .discriminator import Discriminator
@@ -41,6 +41,10 @@ class VAETraining:
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
         for data in [config.data, *([config.validation.data] if config.validation else [])]:
             check_clip(self.vae_config, (1, 3, data.num_frames, data.height, data.width))
+        self.held_out: ClipLoader | None = None
+        if config.validation is not None:  # opened now, so that a wrong path shows before the first step
+            size = min(config.validation.batch_size, config.validation.clips)
+            self.held_out = ClipLoader(config.validation.data, size, config.seed + 1)
         self.vae = load_vae(config.vae, self.vae_config, "float32", device, fresh=True)
         self.judged = load_vae(config.vae, self.vae_config, "float32", device, fresh=True)
         discriminator = None
@@ -100,11 +104,10 @@ class VAETraining:
         return Validation(-scores["psnr_db"], scores, {"reconstruction": np.concatenate(rows)})
 
     def _validation_clips(self) -> Iterator[np.ndarray]:
-        validation = self.config.validation
+        validation, loader = self.config.validation, self.held_out
         assert validation is not None
-        size = min(validation.batch_size, validation.clips)
-        loader = ClipLoader(validation.data, size, self.config.seed + 1)
-        for _, batch in loader.batches(0, -(-validation.clips // size)):
+        assert loader is not None
+        for _, batch in loader.batches(0, -(-validation.clips // loader.batch_size)):
             yield batch["x_BCTHW"]
 
     def state(self) -> Mapping[str, np.ndarray]:
@@ -146,16 +149,18 @@ def train(config: VAETrainConfig) -> None:
     device = runtime.setup(config.device, mesh.local_rank)
     cli.prepare_folder(config.output)
     ranks = Ranks(mesh, device)
-    loader = ClipLoader(config.data, config.batch_size, config.seed, mesh)
+    loader = ClipLoader(config.data, config.per_rank(mesh), config.seed, mesh)
     task = VAETraining(config, device, ranks)
     if ranks.rank == 0:
         trained = sum(int(np.prod(p.shape)) for p in task.generator.params.values())
         print(
             f"data: {loader.summary()}\nmodel: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks"
         )
-    outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks)
-    if ranks.rank == 0 and loader.broken:
-        print(f"data: {loader.summary()}")
+    try:
+        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
+    finally:  # a session that is stopped has skipped files too, and each rank its own
+        if loader.broken:
+            print(f"rank {ranks.rank}: {loader.summary()}")
     if ranks.rank == 0 and outcome.checkpoint is not None:
         print(f"{outcome.checkpoint}  after {outcome.step} steps, {outcome.seconds:.0f} s")
 

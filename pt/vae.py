@@ -9,6 +9,7 @@ Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
 from torch import Tensor, nn
 
 from common.models import CausalVAEConfig, VAEConfig
+from common.runs import check_chunks
 
 from . import ops, runtime
 from .layers import batch_to_frames, frames_to_batch, normalize
@@ -262,13 +263,7 @@ def run_chunks(coder: nn.Module, x_BCTHW: Tensor, chunk_frames: int, multiple: i
     T = x_BCTHW.shape[2]
     if chunk_frames == 0 or 1 + chunk_frames >= T:
         return coder(x_BCTHW, (), True, True)[0]
-    if norm_type == "groupnorm":
-        raise ValueError(
-            "vae: GroupNorm's statistics span time, so a clip in chunks differs from the whole; "
-            "set chunk_frames to 0, or use a VAE with norm_type: layernorm"
-        )
-    if chunk_frames % multiple:
-        raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
+    check_chunks(norm_type, chunk_frames, multiple)
     parts, past, start = [], (), 0
     for end in [*range(1 + chunk_frames, T, chunk_frames), T]:
         part, past = coder(x_BCTHW[:, :, start:end], runtime.varying(past), start == 0, end == T)

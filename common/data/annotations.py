@@ -199,7 +199,13 @@ def annotation_files(source: str | Path | None) -> list[Path]:
 def _listed(source: Path) -> Iterator[tuple[str, Path]]:
     if not source.is_file():
         raise ValueError(f"annotations {source}: got no such file, wanted lines `root,annotation.json`")
-    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"annotations {source}: got {error}, wanted a UTF-8 text with lines `root,annotation.json`"
+        ) from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         root, comma, name = line.strip().rpartition(",")

@@ -45,7 +45,7 @@ def _is_wanted(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"videos {path}: got {error}, wanted a UTF-8 text with one path per line") from None
     found = {path.parent / line.strip() for line in lines if line.strip()}

@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupts:
     """Within the block a signal is only noted, in `received`; the same one again stops at once.
 
-    Outside the main thread, where Python delivers no signals, it notes nothing. A forked child, such as a
-    loader's worker, leaves SIGINT to its parent and ends at SIGTERM.
+    Outside the main thread, where Python delivers no signals, it notes nothing. A forked child, should a
+    library make one, leaves SIGINT to its parent and ends at SIGTERM.
     """
 
     def __init__(self) -> None:

@@ -26,9 +26,9 @@ SHOWN = 5  # scalars on the terminal; the others are in the files
 
 
 class Validation(NamedTuple):
-    """What a validation found. `score` is compared between checkpoints; lower is better."""
+    """What a validation found. `score` is compared between checkpoints; lower is better. None: not judged."""
 
-    score: float
+    score: float | None
     scalars: Mapping[str, float] = {}
     pictures: Mapping[str, np.ndarray] = {}  # uint8 RGB (H, W, 3)
 
@@ -78,8 +78,8 @@ class RunLog(NoLog):
 
     def validation(self, done: int, found: Validation) -> None:
         """The validation after step `done`: into that step's row, TensorBoard and `pictures/`."""
-        scalars = {"validation/score": found.score}
-        scalars |= {f"validation/{name}": float(value) for name, value in found.scalars.items()}
+        found_scalars = found.scalars if found.score is None else {"score": found.score, **found.scalars}
+        scalars = {f"validation/{name}": float(value) for name, value in found_scalars.items()}
         self._row |= scalars
         for name, value in scalars.items():
             self._events.scalar(name, value, done)
@@ -89,7 +89,7 @@ class RunLog(NoLog):
             file.parent.mkdir(exist_ok=True)
             write_png(file, image_HWC)
         self._events.flush()
-        self.note(f"validation after step {done}: {_numbers({'score': found.score, **found.scalars})}")
+        self.note(f"validation after step {done}: {_numbers(found_scalars) or 'pictures'}")
 
     def note(self, text: str) -> None:
         """A line for people, above the bar."""

@@ -105,19 +105,21 @@ def run_loop(
     but for its LoopConfig section and `free_keys`.
 
     Raises:
-        ValueError: nothing sound to resume from, another config, or a value that is not finite.
+        ValueError: another run at work in `folder`, nothing sound to resume from, another config, or a value
+            that is not finite.
         SystemExit: after SIGTERM (143) or SIGINT (130), once the step is finished and written.
     """
     folder = Path(folder)
-    start = starting_point(config.resume, folder, run_config, LoopConfig, free_keys, ranks)
-    done = start.step if start else 0
-    if start:
-        task.restore(start.state())
-    _prune(config, folder, done, ranks)  # a kill may have come between writing and deleting
-    if done >= config.steps:
-        print(f"{folder}: {done} of {config.steps} steps are done already; set steps higher", file=sys.stderr)
-        return Outcome(done, True, start.seconds if start else 0.0, None)
     with Presence(folder, ranks), Interrupts() as interrupts:
+        start = starting_point(config.resume, folder, run_config, LoopConfig, free_keys, ranks)
+        done = start.step if start else 0
+        if start:
+            task.restore(start.state())
+        _prune(config, folder, run_config, done, ranks)  # a kill may have come between writing and deleting
+        if done >= config.steps:
+            told = f"{folder}: {done} of {config.steps} steps are done already; set steps higher"
+            print(told, file=sys.stderr)
+            return Outcome(done, True, start.seconds if start else 0.0, None)
         loop = _Loop(task, config, folder, run_config, ranks, interrupts, start)
         with closing(loop.log):
             outcome = loop.run(batches)
@@ -142,7 +144,7 @@ class _Loop:
         self.task, self.config, self.folder, self.run_config = task, config, folder, run_config
         self.ranks, self.interrupts = ranks, interrupts
         self.done = start.step if start else 0
-        self.best = best_score(folder, self.done)
+        self.best = best_score(folder, self.done, run_config)
         self.commit = commit()
         self.seconds_before = start.seconds if start else 0.0
         self.began = time.monotonic()
@@ -207,7 +209,7 @@ class _Loop:
             return None, False
         found = self.task.validate(self.done)
         self.log.validation(self.done, found)
-        if not math.isfinite(found.score):
+        if found.score is None or not math.isfinite(found.score):
             return None, False
         improved = self.best is None or found.score < self.best
         self.best = found.score if improved else self.best
@@ -223,7 +225,7 @@ class _Loop:
         self.log.sync()
         facts = Facts(self.done, self.run_config, self.commit, self.seconds_before + self.seconds, score)
         written = save(self.folder, facts, self.task.state(), self.task.export, self.ranks)
-        _prune(self.config, self.folder, self.done, self.ranks)
+        _prune(self.config, self.folder, self.run_config, self.done, self.ranks)
         self.log.note(f"wrote {written}")
         return written
 
@@ -244,9 +246,9 @@ class _Loop:
         write_report(self.folder / "train.json", self.run_config, **facts)
 
 
-def _prune(config: LoopConfig, folder: Path, done: int, ranks: Ranks) -> None:
+def _prune(config: LoopConfig, folder: Path, run_config: Config, done: int, ranks: Ranks) -> None:
     keep = (config.keep_last, config.keep_best)
-    together(ranks, lambda: prune(folder, done, *keep) if ranks.rank == 0 else None)
+    together(ranks, lambda: prune(folder, done, run_config, *keep) if ranks.rank == 0 else None)
 
 
 def _in_order(batches: Iterable[tuple[int, Batch]], done: int) -> Generator[tuple[int, Batch], None, None]:

@@ -1,13 +1,15 @@
-"""A rank that is killed leaves the others waiting for it, perhaps for many minutes. Here they notice.
+"""A rank that dies or stops leaves the others waiting for it, perhaps for many minutes. Here they notice.
 
 Each rank holds a lock on a file of its own in the output folder, which the system takes away with the
 process. Beside each rank a small process looks every few seconds; a file that nobody holds is a rank that
-died. (Not a thread: a graph that waits in a collective lets no other Python code run.)
+died. (Not a thread: a graph that waits in a collective lets no other Python code run.) The same locks keep a
+second run out of the folder.
 """
 
 import contextlib
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -17,7 +19,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from .ranks import Ranks
+from .ranks import Ranks, together
 
 GRACE = 1.0  # seconds in which all that die of one cause do so
 
@@ -28,6 +30,9 @@ class Presence:
     Args:
         folder: that all ranks see; its file system must know flock, as local disks, NFS 4 and Lustre do.
         every: seconds between two looks.
+
+    Raises:
+        ValueError: another run is at work in the folder.
     """
 
     def __init__(self, folder: str | Path, ranks: Ranks, every: float = 3.0) -> None:
@@ -36,7 +41,13 @@ class Presence:
         self._watcher: subprocess.Popen | None = None
 
     def __enter__(self) -> "Presence":
-        if self.ranks.size > 1 and not self.ranks.any(not self._lock()):  # here all have theirs
+        try:
+            together(self.ranks, self._lock)
+            all_have_theirs = not self.ranks.any(self._own < 0)
+        except BaseException as error:
+            self.__exit__(None, error, None)  # nothing has begun
+            raise
+        if self.ranks.size > 1 and all_have_theirs:
             arguments = (str(self.folder), self.ranks.rank, self.ranks.size, self.every, os.getpid())
             self._watcher = subprocess.Popen(
                 [sys.executable, "-c", f"from {__name__} import watch; watch{arguments}"],
@@ -52,21 +63,36 @@ class Presence:
         if self._watcher is not None:
             self._watcher.kill()
             self._watcher.wait()
-        if self._own >= 0:
+        if self._own < 0:
+            return
+        if kind is None:
             path_of(self.folder, self.ranks.rank).unlink(missing_ok=True)  # leaving is not dying
-            os.close(self._own)
+        else:
+            reason = (str(error) or kind.__name__).splitlines()[0]
+            os.write(self._own, f", stopped at {time.time_ns()}: {reason}".encode())
+        os.close(self._own)
+        self._own = -1
 
-    def _lock(self) -> bool:
+    def _lock(self) -> None:
+        """Take this rank's file; without locks in this file system it stays without one, and says so."""
+        path = path_of(self.folder, self.ranks.rank)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._own = os.open(path_of(self.folder, self.ranks.rank), os.O_RDWR | os.O_CREAT)
-            fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while self._own < 0:
+                self._own = locked(path)
             os.ftruncate(self._own, 0)
             os.write(self._own, f"pid {os.getpid()} on {socket.gethostname()}".encode())
+        except BlockingIOError:
+            raise ValueError(
+                f"{self.folder.parent}: got an output folder in which another run is at work "
+                f"({path.read_text()}); wait for its end, stop it, or set another output"
+            ) from None
         except OSError as error:
-            print(f"warning: {self.folder}: {error}; a rank that dies will not be noticed", file=sys.stderr)
-            return False
-        return True
+            print(
+                f"warning: {self.folder}: {error}; neither a rank that dies nor a second run in this folder "
+                "will be noticed",
+                file=sys.stderr,
+            )
 
 
 def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
@@ -84,8 +110,10 @@ def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
             file.write(f", died at {now}")
     time.sleep(GRACE)  # until others have written the same
     first = min((path for path in (own_path, *others) if died(path)), key=time_of_death)
+    about = first.read_text()
+    fate = "stopped" if "stopped at " in about else "died"
     print(
-        f"error: rank {int(first.name.removeprefix('rank-'))} died ({first.read_text()}), so rank {own} ends "
+        f"error: rank {int(first.name.removeprefix('rank-'))} {fate} ({about}), so rank {own} ends "
         "too; look at its log and at the system's (out of memory?), then run the same command again: it "
         "goes on from the last checkpoint",
         file=sys.stderr,
@@ -96,9 +124,28 @@ def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
 
 
 def time_of_death(path: Path) -> int:
-    """As the process beside a rank wrote it; late where it did not, having ended the rank itself."""
-    _, _, time_ns = path.read_text().partition("died at ")
-    return int(time_ns or sys.maxsize)
+    """As the rank, or the process beside it, wrote it; late where that ended the rank and wrote nothing."""
+    at = re.search(r", (?:died|stopped) at (\d+)", path.read_text())
+    return int(at[1]) if at else sys.maxsize
+
+
+def locked(path: Path) -> int:
+    """A descriptor that holds the file's lock; -1 if the file was taken away meanwhile.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks, or cannot be written.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            return file
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return -1
 
 
 def died(path: Path) -> bool:

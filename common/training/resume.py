@@ -1,12 +1,13 @@
 """Which checkpoint a training run starts from, whether it may, and which ones it keeps."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from common.config import Config
+from common.config import Config, build
 
 from .checkpoint import (
     MANIFEST,
@@ -19,7 +20,7 @@ from .checkpoint import (
     read_manifest,
     step_of,
 )
-from .ranks import ONE_RANK, Ranks
+from .ranks import ONE_RANK, Ranks, together
 
 
 def starting_point(
@@ -63,7 +64,8 @@ def starting_point(
 def _named(path: Path, ranks: Ranks) -> Checkpoint:
     """A checkpoint given by its folder or its run's; damaged ones of a run are passed over, as always."""
     if (path / MANIFEST).is_file():
-        return open_checkpoint(path)
+        together(ranks, lambda: open_checkpoint(path, verify=ranks.rank == 0))
+        return open_checkpoint(path, verify=False)
     found = newest_good(path, ranks)
     if found is None:
         raise ValueError(
@@ -112,10 +114,14 @@ def newest_good(output: str | Path, ranks: Ranks = ONE_RANK) -> Checkpoint | Non
 def check_same_run(found: Checkpoint, config: Config, free: Collection[str]) -> None:
     """Refuse to continue a checkpoint with another config; keys in or under `free` may differ.
 
+    Keys that came into being after it was written count as having their defaults.
+
     Raises:
         ValueError: every key that differs with both values.
     """
-    there, here = _flat(found.config), _flat(json.loads(config.model_dump_json()))
+    there, here = _flat(found.config), _flat(_dump(config))
+    with contextlib.suppress(ValueError):  # keys that are no more: named below
+        there = _flat(_dump(build(type(config), found.config, where=str(found.folder))))
     differ = [
         f"{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -130,38 +136,54 @@ def check_same_run(found: Checkpoint, config: Config, free: Collection[str]) -> 
         )
 
 
-def prune(output: str | Path, current: int, keep_last: int, keep_best: int) -> None:
+def prune(output: str | Path, current: int, config: Config, keep_last: int, keep_best: int) -> None:
     """Delete all checkpoints but the newest `keep_last` (at least 1) and the `keep_best` of lowest score.
 
     The one of step `current`, known to be good, always stays, and so does what is newer: a run that resumed
-    before a damaged checkpoint has not got there yet.
+    before a damaged checkpoint has not got there yet. One that cannot be read now may be readable later, and
+    stays too.
     """
     clear_leftovers(output)
     old = [folder for folder in checkpoints(output) if step_of(folder) <= current]
+    keep = {checkpoint_folder(output, current)}
     sound = []
     for folder in old:
         try:
             sound.append(open_checkpoint(folder, verify=False))
-        except (ValueError, OSError):
+        except ValueError:
             continue
-    scored = sorted((c.score, -c.step, c.folder) for c in sound if c.score is not None)
-    keep = {checkpoint_folder(output, current)}
+        except OSError as error:
+            print(f"warning: {folder}: {error}; it is left there", file=sys.stderr)
+            keep.add(folder)
+    judged = [c for c in sound if c.score is not None and _judged_alike(c.config, config)]
+    scored = sorted((c.score, -c.step, c.folder) for c in judged)
     keep |= {c.folder for c in sound[-keep_last:]}
     keep |= {folder for _, _, folder in scored[:keep_best]}
     for folder in set(old) - keep:
         delete(folder)
 
 
-def best_score(output: str | Path, until: int) -> float | None:
-    """The lowest validation score among the checkpoints up to a step."""
+def best_score(output: str | Path, until: int, config: Config) -> float | None:
+    """The lowest score of this config's validation among the checkpoints up to a step."""
     scores = []
     for folder in checkpoints(output):
         if step_of(folder) <= until:
             try:
-                scores.append(read_manifest(folder)["score"])
+                manifest = read_manifest(folder)
             except (ValueError, OSError):
                 continue
+            if _judged_alike(manifest["config"], config):
+                scores.append(manifest["score"])
     return min((score for score in scores if score is not None), default=None)
+
+
+def _judged_alike(there: dict[str, Any], config: Config) -> bool:
+    """Scores compare only if they are of the same clips, prompts and settings."""
+    return there.get("validation") == _dump(config).get("validation")
+
+
+def _dump(config: Config) -> dict[str, Any]:
+    return json.loads(config.model_dump_json())
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -228,6 +228,14 @@ def plan(image_model=True, trained=5, **keys):
     return plan_videos(config, 1, tiny_vae_config(), transformer)
 
 
+def test_chunks_that_a_vae_cannot_take_are_refused_before_anything_is_made(monkeypatch):
+    plan(vae_chunk_frames=2)
+    monkeypatch.setitem(globals(), "tiny_vae_config", lambda: VAEConfig(latent_dim=4, norm_type="groupnorm"))
+    assert plan(vae_chunk_frames=4).warnings == []  # one chunk is the whole
+    with pytest.raises(ValueError, match=r"GroupNorm's statistics span time.*chunk_frames to 0"):
+        plan(vae_chunk_frames=2)
+
+
 def test_a_plan_within_training_has_no_warning(tmp_path):
     found = plan(image=save(tmp_path / "a.png"))
     assert found.warnings == []

@@ -1,11 +1,17 @@
-"""A rank that dies is named and ends the others; one that leaves does not."""
+"""A rank that dies or stops is named and ends the others; one that leaves does not. One run to a folder."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from common.training.presence import Presence, died, path_of
+from common.training.ranks import ONE_RANK
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -23,11 +29,13 @@ class Two(NamedTuple):
 with Presence(sys.argv[1], Two(int(sys.argv[2])), every=0.1):
     print("here", flush=True)
     time.sleep(float(sys.argv[3]))
+    if sys.argv[4:]:
+        raise ValueError(sys.argv[4])
 """
 
 
-def start(folder, rank, seconds):
-    line = [sys.executable, "-c", RANK, str(folder), str(rank), str(seconds)]
+def start(folder, rank, seconds, *error):
+    line = [sys.executable, "-c", RANK, str(folder), str(rank), str(seconds), *error]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -41,6 +49,35 @@ def test_a_rank_that_dies_is_named_and_ends_the_others(tmp_path):
     assert left.returncode == -signal.SIGKILL
     assert f"rank 1 died (pid {dead.pid} on" in said
     dead.communicate()
+
+
+def test_a_rank_that_stops_is_named_with_its_reason_and_ends_the_others(tmp_path):
+    left, stops = start(tmp_path, 0, 60), start(tmp_path, 1, 0.5, "a worker died\nits trace")
+    _, said = left.communicate(timeout=10)
+    assert left.returncode == -signal.SIGKILL
+    assert f"rank 1 stopped (pid {stops.pid} on" in said
+    assert ": a worker died), so rank 0 ends too" in said
+    stops.communicate()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    with Presence(tmp_path, ONE_RANK):
+        with pytest.raises(
+            ValueError, match=rf"another run is at work \(pid {os.getpid()} on .*another output"
+        ):
+            Presence(tmp_path, ONE_RANK).__enter__()
+        assert died(path_of(tmp_path / "ranks", 0)) is False  # the first one's lock is untouched
+    with Presence(tmp_path, ONE_RANK):
+        pass
+
+
+def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with Presence(tmp_path, ONE_RANK):
+        assert "No locks available; neither a rank that dies nor a second run" in capsys.readouterr().err
 
 
 def test_a_rank_that_leaves_is_not_missed(tmp_path):

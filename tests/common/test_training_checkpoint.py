@@ -27,8 +27,12 @@ class Empty(Config):
     pass
 
 
-def write(output, step, score=None, **arrays):
-    facts = Facts(step, Empty(), "none", score=score)
+class Validated(Config):
+    validation: str
+
+
+def write(output, step, score=None, config=Empty(), **arrays):  # noqa: B008
+    facts = Facts(step, config, "none", score=score)
     return save(output, facts, arrays or {"x": np.arange(step)}, lambda folder: None)
 
 
@@ -147,14 +151,40 @@ def steps(output):
 def test_prune_keeps_the_last_and_the_best(tmp_path):
     for step, score in [(1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 9.0), (6, None)]:
         write(tmp_path, step, score)
-    assert best_score(tmp_path, until=6) == 1.0
-    assert best_score(tmp_path, until=1) == 3.0
-    prune(tmp_path, 6, keep_last=7, keep_best=0)
+    assert best_score(tmp_path, 6, Empty()) == 1.0
+    assert best_score(tmp_path, 1, Empty()) == 3.0
+    prune(tmp_path, 6, Empty(), keep_last=7, keep_best=0)
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
-    prune(tmp_path, 6, keep_last=2, keep_best=2)
+    prune(tmp_path, 6, Empty(), keep_last=2, keep_best=2)
     assert steps(tmp_path) == [2, 4, 5, 6]
-    prune(tmp_path, 6, keep_last=1, keep_best=0)
+    prune(tmp_path, 6, Empty(), keep_last=1, keep_best=0)
     assert steps(tmp_path) == [6]
+
+
+def test_scores_of_another_validation_do_not_count(tmp_path):
+    write(tmp_path, 1, 1.0, config=Validated(validation="easy clips"))
+    write(tmp_path, 2, 5.0, config=Validated(validation="hard clips"))
+    now = Validated(validation="hard clips")
+    assert best_score(tmp_path, 2, now) == 5.0
+    write(tmp_path, 3, 9.0, config=now)
+    prune(tmp_path, 3, now, keep_last=1, keep_best=1)
+    assert steps(tmp_path) == [2, 3]
+
+
+def test_prune_leaves_what_cannot_be_read_now(tmp_path, monkeypatch, capsys):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+
+    def open_or_fail(folder, verify=True):
+        if folder == checkpoint_folder(tmp_path, 1):
+            raise OSError("stale file handle")
+        return open_checkpoint(folder, verify)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("common.training.resume.open_checkpoint", open_or_fail)
+        prune(tmp_path, 3, Empty(), keep_last=1, keep_best=0)
+    assert steps(tmp_path) == [1, 3]
+    assert "stale file handle; it is left there" in capsys.readouterr().err
 
 
 def test_prune_never_deletes_the_only_good_one(tmp_path):
@@ -162,16 +192,26 @@ def test_prune_never_deletes_the_only_good_one(tmp_path):
         write(tmp_path, step)
     for step in (2, 3):
         (checkpoint_folder(tmp_path, step) / SHARD).unlink()
-    prune(tmp_path, 1, keep_last=1, keep_best=0)  # resumed from 1, before two damaged ones
+    prune(tmp_path, 1, Empty(), keep_last=1, keep_best=0)  # resumed from 1, before two damaged ones
     assert checkpoint_folder(tmp_path, 1).is_dir()
     write(tmp_path, 4)
-    prune(tmp_path, 4, keep_last=2, keep_best=0)
+    prune(tmp_path, 4, Empty(), keep_last=2, keep_best=0)
     assert steps(tmp_path) == [1, 4]
 
 
 def test_another_config_is_refused_by_key(trained):
     with pytest.raises(ValueError, match=r"lr: 0\.004 there, 0\.1 here\n  seed: 3 there, 4 here$"):
         train(trained, "loop.steps=20", "lr=0.1", "seed=4")
+
+
+def test_a_key_that_came_later_has_its_default(trained):
+    manifest = checkpoints(trained)[-1] / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["config"]["seed"]
+    manifest.write_text(json.dumps(content))
+    assert train(trained, "loop.steps=13").step == 13
+    with pytest.raises(ValueError, match=r"seed: 3 there, 4 here$"):
+        train(trained, "loop.steps=14", "seed=4")
 
 
 def test_loop_keys_and_the_output_may_change(trained, tmp_path):

@@ -32,7 +32,7 @@ def settings(**changes):
             "clips": 2,
             "batch_size": 2,
         },
-        "batch_size": 2,
+        "global_batch_size": 2,
         "optimizer": {"lr": 1e-4, "warmup_steps": 3, "weight_decay": 1e-4},
         "disc_optimizer": {"lr": 1e-4},
         "ema_decay": 0.9,
@@ -82,11 +82,10 @@ def test_killed_and_stopped_is_bit_equal_to_uninterrupted(name, whole, tmp_path)
 
 
 @TREES
-def test_two_ranks_equal_one_with_twice_the_batch(name, whole, tmp_path):
+def test_two_ranks_equal_one(name, whole, tmp_path):
     config, one_rank = whole(name)
     output = tmp_path / "two"
-    overrides = ["batch_size=1", f"output={output}"]
-    run(command(name, "train_vae", config, *overrides, ranks=2, logs=tmp_path / "logs"))
+    run(command(name, "train_vae", config, f"output={output}", ranks=2, logs=tmp_path / "logs"))
     for row, expected in zip(losses(output), losses(one_rank), strict=True):
         step = row["step"]
         rel = {1: 1e-5, 2: 1e-4}.get(step, 1e-2)  # after an update of each model rounding grows
@@ -131,13 +130,23 @@ def test_half_precision_in_parts(name, whole, tmp_path):
 
 
 @TREES
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(name, whole, tmp_path):
-    config, _ = whole(name)
-    output = tmp_path / "nan"
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(name, tmp_path):
+    config, output = write_config(tmp_path / "run.yaml", settings()), tmp_path / "nan"
     broken = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "validation=null", "loop.validate_every=0"]
     printed = run(command(name, "train_vae", config, *broken, f"output={output}"), code=2)
     for word in ("not finite", "step 2", "nll", "scene 2, scene 3"):
         assert word in printed
+
+
+@pytest.mark.pt
+def test_validation_clips_that_are_not_there_show_before_the_first_step(tmp_path):
+    config = write_config(tmp_path / "run.yaml", settings())
+    missing = f"validation.data.sources.0.videos={tmp_path / 'missing'}"
+    generated = "validation.data.sources.0.generated=false"
+    output = tmp_path / "out"
+    printed = run(command("pt", "train_vae", config, generated, missing, f"output={output}"), code=2)
+    assert f"{tmp_path / 'missing'}" in printed
+    assert not (output / "losses.jsonl").exists()
 
 
 @TREES
