@@ -21,9 +21,10 @@ LOSS = "validation/loss"
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) < 2 or arguments[0] in ("-h", "--help"):
-        print((__doc__ or "").strip())
-        sys.exit(0 if arguments else 2)
+    asked = {"-h", "--help"} & {*arguments}
+    if len(arguments) < 2 or asked:
+        print((__doc__ or "").strip(), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     picture, *runs = arguments
     try:
         compare(Path(picture), [Path(run) for run in runs])
@@ -33,15 +34,29 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(picture: Path, runs: Sequence[Path]) -> None:
-    """A Markdown table, and the curves as a picture."""
+    """A Markdown table, and the curves as a picture.
+
+    Raises:
+        ValueError: runs of one name, or one that was not trained from a config on clips of one size.
+    """
+    names = [run.name for run in runs]
+    if len({*names}) < len(names):
+        raise ValueError(f"ablation: got runs named {', '.join(names)}, wanted names that differ")
     print("| run | plan | GFLOP a sample | of it self-attention | loss | after |")
     print("|---|---|---|---|---|---|")
     curves = {}
     for run in runs:
         report = read_json(run / "train.json")
-        model = build(TransformerConfig, report["config"]["transformer"]["config"], str(run))
+        described = report["config"]["transformer"]["config"]
+        if described is None:
+            raise ValueError(f"{run}: began from transformer.path, wanted a run with transformer.config")
+        model = build(TransformerConfig, described, str(run))
         data = build(T2VDataConfig, report["config"]["data"], str(run))
-        (bucket,) = data.buckets
+        if len(data.buckets) != 1:
+            raise ValueError(
+                f"{run}: got {len(data.buckets)} sizes, wanted drawn clips of one (generated_sizes)"
+            )
+        bucket = data.buckets[0]
         tokens = bucket.num_tokens * 4 // model.patch_size**2  # a bucket counts patches of 2 x 2 cells
         flops = transformer_flops(model, tokens, report["config"]["text"]["max_length"])
         steps, loss = validation_losses(run)

@@ -41,6 +41,7 @@ from tools.oracle import (
     in_columns,
     row,
 )
+from tools.releasing import in_float16, refuse_overwriting
 
 MAX_PARAMETERS = 4_000_000
 BLOCKS = "transformer_blocks."
@@ -82,9 +83,8 @@ def run_make(given: argparse.Namespace) -> int:
             f"{given.model}: got {num_parameters:,} parameters, wanted at most {MAX_PARAMETERS:,}; "
             "the release must stay small, train a smaller model"
         )
-    if Path(given.target).resolve() == Path(given.model).resolve():
-        raise ValueError(f"{given.target}: the release would overwrite its checkpoint; give another folder")
-    halves = {name: _in_float16(weights, name, given.model) for name in weights}
+    refuse_overwriting(given.model, given.target)
+    halves = {name: in_float16(weights, name, given.model) for name in weights}
     save_weights(given.target, halves, read_json(Path(given.model) / "config.json"))
     num_bytes = sum(file.stat().st_size for file in weight_files(given.target))
     print(f"{given.target}: {num_parameters / 1e6:.2f} M parameters, {num_bytes / 1e6:.2f} MB in float16")
@@ -106,6 +106,7 @@ def run_shorten(given: argparse.Namespace) -> int:
             f"shorten: without block {given.without} the arrangements {', '.join(config.plan)} would not be "
             f"{', '.join(shorter.plan)}; leave out another"
         )
+    refuse_overwriting(given.model, given.target)
     renamed = {f"{BLOCKS}{old}.": f"{BLOCKS}{new}." for new, old in enumerate(left)}
     kept = {}
     for name in weights:
@@ -117,16 +118,6 @@ def run_shorten(given: argparse.Namespace) -> int:
     save_weights(given.target, kept, shorter.hub_dict())
     print(f"{given.target}: {shorter.num_layers} blocks: {', '.join(shorter.plan)}")
     return 0
-
-
-def _in_float16(weights: StoredWeights, name: str, where: str) -> np.ndarray:
-    if weights.dtype(name) != "F32":
-        raise ValueError(f"{where}: {name} is {weights.dtype(name)}, wanted F32; give the trained checkpoint")
-    with np.errstate(over="ignore"):
-        half = weights[name].astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ValueError(f"{where}: {name} has values that float16 cannot hold; did the training diverge?")
-    return half
 
 
 def run_measure(given: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+from common import cli
 from common.checkpoint import StoredWeights, save_weights
 from common.config import load
 from common.data.clips import ClipLoader
@@ -21,6 +22,7 @@ from common.models import VAEConfig, read_hub_config
 from common.runs import ModelSource
 from common.vae_training import VAETrainConfig
 from tools.parity.tree import Tree
+from tools.releasing import in_float16, refuse_overwriting
 
 
 def latent_statistics(
@@ -36,7 +38,10 @@ def latent_statistics(
             moments_BCTHW = tree.numpy(vae.encode(tree.tensor(batch["x_BCTHW"])))
         means.append(moments_BCTHW[:, : vae_config.latent_dim].astype(np.float64))
     by_channel = np.concatenate(means).swapaxes(0, 1).reshape(vae_config.latent_dim, -1)
-    scale, shift = 1 / by_channel.std(1), by_channel.mean(1)
+    std, shift = by_channel.std(1), by_channel.mean(1)
+    if not std.all():
+        raise ValueError(f"{model}: latent channel {int(std.argmin())} never changes, so it has no scale")
+    scale = 1 / std
     return [round(x, 6) for x in scale.tolist()], [round(x, 6) for x in shift.tolist()]
 
 
@@ -59,9 +64,12 @@ def scores(tree: Tree, model: str, config: VAETrainConfig, clips: int) -> dict[s
 
 def release(tree: Tree, model: str, config: VAETrainConfig, target: str, clips: int) -> None:
     """Write the release into the folder `target`."""
+    refuse_overwriting(model, target)
+    cli.prepare_folder(target)  # before the work
+    stored = StoredWeights(model)
+    weights = {name: in_float16(stored, name, model) for name in stored}
     scale, shift = latent_statistics(tree, model, config, clips)
     described = read_hub_config(VAEConfig, model).replace(scale=scale, shift=shift)
-    weights = {name: x.astype(np.float16) for name, x in StoredWeights(model).items()}
     save_weights(target, weights, {"_class_name": "WFVAEModel", **described.model_dump()})
     print(
         f"{target}: {sum(x.size for x in weights.values()) / 1e6:.2f} M values\nscale {scale}\nshift {shift}"
@@ -78,6 +86,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     given = parser.parse_args()
     try:
+        if given.clips < 1:
+            raise ValueError(f"--clips: got {given.clips}, wanted 1 or more")
         config = load(VAETrainConfig, given.config)
         if config.validation is None:
             raise ValueError(f"{given.config}: no validation section, so there are no clips to measure")

@@ -34,7 +34,25 @@ def test_the_sparse_run_costs_less_for_as_many_steps(tmp_path, capsys):
     assert read_image(picture).std() > 5
 
 
-def test_a_run_without_a_validation_is_refused(tmp_path, capsys):
+def refused(capsys, *arguments):
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "curves.png"), leave_run(tmp_path / "run", 4, [])])
-    assert "no" in capsys.readouterr().err
+        main([*map(str, arguments)])
+    return capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys):
+    picture, run = tmp_path / "curves.png", leave_run(tmp_path / "run", 4, [1.0])
+    (tmp_path / "other").mkdir()
+    same_name = leave_run(tmp_path / "other" / "run", 4, [1.0])
+    assert "got runs named run, run, wanted names that differ" in refused(capsys, picture, run, same_name)
+    assert "python -m tools.ablation" in refused(capsys, picture)
+    (tmp_path / "run" / "losses.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert "no validation/loss in losses.jsonl" in refused(capsys, picture, run)
+    report = json.loads((tmp_path / "run" / "train.json").read_text())
+    for section, key, value, message in [
+        ("data", "generated_sizes", [[17, 96, 96], [1, 96, 96]], "got 2 sizes"),
+        ("transformer", "config", None, "began from transformer.path"),
+    ]:
+        report["config"][section][key] = value
+        (tmp_path / "run" / "train.json").write_text(json.dumps(report))
+        assert message in refused(capsys, picture, run)

@@ -69,6 +69,8 @@ def test_shorten_leaves_a_block_out(tmp_path, capsys):
     for block, message in (("6", "wanted one of several"), ("0", "leave out another")):
         assert main([*line, block]) == 2
         assert message in capsys.readouterr().err
+    assert main([*line[:2], line[1], "--without", "4"]) == 2
+    assert "would overwrite its checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

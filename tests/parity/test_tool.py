@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.checkpoint import save_weights
+from common.checkpoint import save_weights, weight_files
 from common.config import load
-from tests.tiny import build, tiny_transformer_config, tiny_vae_config
+from common.models import TransformerConfig
+from tests.tiny import build, tiny_vae_config
 from tools.parity import recording
 from tools.parity.__main__ import main
-from tools.parity.bisect import PASSES, bisect
-from tools.parity.compare import compare
+from tools.parity.bisect import PASSES, Call, bisect, judge
+from tools.parity.compare import check_oracle, compare
 from tools.parity.difference import difference
 from tools.parity.dump import dump
 from tools.parity.goldens import find_folder
@@ -131,6 +132,33 @@ def test_what_is_not_finite_is_never_a_pass(a, b):
     half = {"dtype": "float16"}
     ours, theirs = (Recording({"dit/out.y": np.array(x)}, half) for x in (a, b))
     assert not compare(ours, theirs, Recording({"dit/out.y": np.array([1.0])}, half)).passed
+
+
+def test_an_oracle_that_is_none_is_refused():
+    def recorded(tree="pt", dtype="float32", **config):
+        return Recording({"dit/out.y": np.ones(1)}, {"tree": tree, "dtype": dtype, "config": config})
+
+    b = recorded(seed=0, dtype="float16", stages=["dit"])
+    check_oracle(recorded(dtype="float64", seed=0, stages=["dit", "vae"]), b)
+    for oracle, message in [
+        (recorded(seed=0), "got a recording of pt in float32, wanted pt in float64"),
+        (recorded("ms", "float64", seed=0), "got a recording of ms in float64"),
+        (recorded(dtype="float64", seed=1), "got a recording with seed 1, wanted that of B, 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_oracle(oracle, b)
+
+
+def test_a_module_whose_trusted_result_is_not_finite_is_found_wrong():
+    for ours, theirs in [
+        ([1.0, np.nan], [1.0, np.nan]),
+        ([1.0], [np.inf]),
+        ([np.nan], [1.0]),
+        ([1.0], [1.0, 2.0]),
+    ]:
+        call = Call("block", (), np.array(theirs))
+        assert judge(call, np.array(ours), "float32", 1.0).relative == np.inf
+    assert judge(Call("block", (), np.ones(2)), np.ones(2), "float32", 1.0) is None
 
 
 def test_nothing_to_compare_is_not_a_pass():
@@ -258,6 +286,12 @@ def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys
     assert main(["audit", str(tmp_path / "good"), "--tree", "pt", "--json", str(tmp_path / "r.json")]) == 0
     assert "0 keys wrong, 0 tensors odd" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "r.json").read_text())["tensors"]) == len(weights)
+    (file,) = weight_files(tmp_path / "good")
+    assert main(["audit", str(file), "--tree", "pt"]) == 0
+    assert "float" not in capsys.readouterr().out  # dtypes as the file names them: F32, BF16
+    (tmp_path / "other.json").write_text('{"_class_name": "I3D"}')
+    assert main(["audit", str(file), "--model", str(tmp_path / "other.json"), "--tree", "pt"]) == 2
+    assert "got a I3D, wanted a transformer or a WF-VAE" in capsys.readouterr().err
     save_weights(
         tmp_path / "wide", {k: v.astype(np.float64) for k, v in weights.items()}, config.model_dump()
     )
@@ -298,6 +332,7 @@ def test_float64_is_an_oracle(tree):
 def test_transformer_of_the_preset_pads():
     """The preset's grid must need masks, or polarity and padding would go untested."""
     config = load(DumpConfig, CONFIG)
+    model = config.transformer.resolve(TransformerConfig, "transformer")
     _, _, T, H, W = config.latent_shape()
-    assert (T * H * W // 4) % 16
-    assert tiny_transformer_config().plan.count("group") > 0
+    assert (T * H * W // model.patch_size**2) % model.skip_stride**2
+    assert {"single", "group"} <= set(model.plan)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .formats import SUFFIXES, reader_of
-from .tensors import Content
+from .tensors import Content, reading
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 INDEX = ".index.json"
@@ -51,7 +51,7 @@ def open_source(path: Path, use_ema: bool = True, also: Sequence[Path] = ()) -> 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

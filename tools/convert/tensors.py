@@ -5,6 +5,7 @@ NumPy has no bfloat16, so bytes stay bytes until something must be computed. No 
 
 import math
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ class Tensor:
         raise NotImplementedError
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Inside, a failure of the system is one of reading this file, whatever is being written meanwhile.
+
+    Raises:
+        ValueError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{file}: got {error.strerror or error} while it was read; copy it again") from None
+
+
 @dataclass(frozen=True)
 class FileTensor(Tensor):
     """A tensor that lies in a file, in one span (offset, bytes) or several. Equal ones share their bytes."""
@@ -97,7 +111,7 @@ class FileTensor(Tensor):
     spans: tuple[tuple[int, int], ...]
 
     def pieces(self) -> Iterator[bytes]:
-        with open(self.file, "rb") as file:
+        with reading(self.file), open(self.file, "rb") as file:
             for start, length in self.spans:
                 file.seek(start)
                 while length:

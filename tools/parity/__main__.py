@@ -17,7 +17,7 @@ from common.models import TransformerConfig, VAEConfig, read_json
 from . import goldens, recording, report
 from .audit import audit_keys, audit_tensors, sha256
 from .bisect import PASSES, bisect
-from .compare import Comparison, compare, differing_settings
+from .compare import Comparison, check_oracle, compare, differing_settings
 from .dump import dump
 from .golden import CaseResult, check_case
 from .modes import modes
@@ -120,6 +120,8 @@ def run_dump(arguments: argparse.Namespace) -> int:
 def run_compare(arguments: argparse.Namespace) -> int:
     a, b = recording.read(arguments.a), recording.read(arguments.b)
     oracle = recording.read(arguments.oracle) if arguments.oracle else None
+    if oracle is not None:
+        check_oracle(oracle, b)
     result = compare(a, b, oracle, arguments.select)
     if not result.rows:
         raise ValueError(f"compare: no tensor matches {arguments.select!r}")
@@ -180,6 +182,7 @@ def run_bisect(arguments: argparse.Namespace) -> int:
         f"{len(findings)} modules are wrong on their own"
         + (f", the first is {findings[0].name}" if findings else "")
     )
+    save(arguments, [f._asdict() for f in findings])
     return 1 if findings else 0
 
 
@@ -206,9 +209,13 @@ def run_selftest(arguments: argparse.Namespace) -> int:
 
 
 def run_audit(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.model) if arguments.model else Path(arguments.checkpoint) / "config.json"
+    beside = Path(arguments.checkpoint)
+    path = Path(arguments.model or (beside.parent if beside.is_file() else beside) / "config.json")
     content = read_json(path)
+    kind = content.get("_class_name", "WFVAEModel")
     cls = TransformerConfig if "num_attention_heads" in content else VAEConfig
+    if cls is VAEConfig and kind != "WFVAEModel":
+        raise ValueError(f"audit {path}: got a {kind}, wanted a transformer or a WF-VAE")
     config, weights = build(cls, content, where=str(path)), StoredWeights(arguments.checkpoint)
     problems = []
     for name in [arguments.tree] if arguments.tree else installed_trees():

@@ -40,10 +40,11 @@ def audit_keys(tree: Tree, config: HubConfig, weights: StoredWeights) -> list[st
 
 def audit_tensors(weights: StoredWeights) -> list[TensorReport]:
     """Statistics of every tensor; NaN, Inf, all zero, constant and dead rows are called odd."""
-    return [report(name, weights[name]) for name in weights]
+    return [report(name, weights[name], weights.dtype(name)) for name in weights]
 
 
-def report(name: str, array: np.ndarray) -> TensorReport:
+def report(name: str, array: np.ndarray, dtype: str) -> TensorReport:
+    """One tensor, whose dtype in the file is named as there: NumPy has no bfloat16."""
     wide = np.asarray(array, np.float64)
     finite = wide[np.isfinite(wide)]
     odd = []
@@ -61,7 +62,7 @@ def report(name: str, array: np.ndarray) -> TensorReport:
     mean, std, largest = (
         (finite.mean(), finite.std(), np.abs(finite).max()) if finite.size else (0.0, 0.0, 0.0)
     )
-    return TensorReport(name, array.shape, str(array.dtype), float(mean), float(std), float(largest), odd)
+    return TensorReport(name, array.shape, dtype, float(mean), float(std), float(largest), odd)
 
 
 def sha256(path: str | Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compare import tolerance_of
+from .compare import largest_finite, tolerance_of
 from .difference import difference
 from .plan import DumpConfig
 from .recording import Recorder
@@ -98,8 +98,9 @@ def judge(call: Call, ours: Any, dtype: str, amplitude: float) -> Finding | None
     worst = 0.0
     for mine, theirs in pairs:
         if isinstance(theirs, np.ndarray):
-            largest = max(float(np.abs(theirs).max(initial=0.0)), 1e-30)
-            worst = max(worst, difference(mine, theirs).max_abs / largest)
+            alike = mine.shape == theirs.shape
+            apart = difference(mine, theirs).max_abs if alike else np.inf  # infinite where one is not finite
+            worst = max(worst, apart / max(largest_finite(theirs), 1e-30))
     tolerance = tolerance_of("dit/act.module", dtype)["relative"]
     return Finding(call.name, worst, tolerance, amplitude) if worst > tolerance else None
 

@@ -68,7 +68,7 @@ def _row(name: str, a: Recording, b: Recording, oracle: Recording | None, dtype:
     if oracle is not None:
         return _against_oracle(name, ours, theirs, oracle.tensors[name], dtype, measured, scale)
     rule = tolerance_of(name, dtype)
-    largest = max(_largest(ours), _largest(theirs), tolerances()["zero_below"][dtype] * scale)
+    largest = max(largest_finite(ours), largest_finite(theirs), tolerances()["zero_below"][dtype] * scale)
     relative = measured.max_abs / max(largest, 1e-300) if measured.max_abs else 0.0
     verdict = PASS if relative <= rule["relative"] else FAIL
     return Row(name, verdict, measured, relative, rule["relative"], "" if verdict == PASS else rule["why"])
@@ -79,7 +79,7 @@ def _against_oracle(name, ours, theirs, truth, dtype, measured, scale) -> Row:
     if truth.shape != ours.shape:
         return Row(name, FAIL, measured, np.inf, 0.0, f"shape {ours.shape}, the oracle has {truth.shape}")
     error_a, error_b = difference(ours, truth).max_abs, difference(theirs, truth).max_abs
-    largest = max(_largest(truth), tolerances()["zero_below"][dtype] * scale)
+    largest = max(largest_finite(truth), tolerances()["zero_below"][dtype] * scale)
     floor = rule["floor_of_gradients" if "/grad." in name else "floor"].get(dtype, 0.0)
     bound = rule["factor"] * error_b + floor * largest
     relative = error_a / bound if bound else (0.0 if error_a == 0 else np.inf)
@@ -103,6 +103,23 @@ def differing_settings(a: Recording, b: Recording) -> list[tuple[str, object, ob
     return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
 
 
+def check_oracle(oracle: Recording, b: Recording) -> None:
+    """Refuse an oracle that does not tell the truth about B: its distance from B would allow A anything.
+
+    Raises:
+        ValueError: it is not float64 of the pt tree, or of another config.
+    """
+    made = (oracle.facts["tree"], oracle.facts["dtype"])
+    if made != ("pt", "float64"):
+        raise ValueError(f"compare --oracle: got a recording of {' in '.join(made)}, wanted pt in float64")
+    for key, here, there in differing_settings(oracle, b):
+        if key != "stages":  # it may hold fewer: what it lacks fails by name
+            raise ValueError(
+                f"compare --oracle: got a recording with {key} {here}, wanted that of B, {there}; "
+                "dump it from the same config"
+            )
+
+
 def drift(comparison: Comparison, stage: str) -> list[tuple[str, float]]:
     """Relative difference of a stage's activations in order of execution."""
     return [(row.name, row.relative) for row in comparison.rows if row.name.startswith(f"{stage}/act.")]
@@ -120,10 +137,10 @@ def _scales(a: Recording, b: Recording) -> dict[str, float]:
     for recording in (a, b):
         for name, array in recording.tensors.items():
             if np.issubdtype(array.dtype, np.floating):
-                scales[_kind(name)] = max(scales.get(_kind(name), 0.0), _largest(array))
+                scales[_kind(name)] = max(scales.get(_kind(name), 0.0), largest_finite(array))
     return scales
 
 
-def _largest(array: np.ndarray) -> float:
+def largest_finite(array: np.ndarray) -> float:
     finite = np.abs(np.asarray(array, np.float64)[np.isfinite(array)])
     return float(finite.max(initial=0.0))

@@ -91,10 +91,11 @@ def run_vae_chunks(tree: Tree, case: Case) -> dict[str, Any]:
             x, z = tree.tensor(case.inputs[f"x_{tag}"]), tree.tensor(case.inputs[f"z_{tag}"])
             results[f"moments_{tag}"] = tree.numpy(vae.encode(x, chunk["t_chunk_enc"]))
             decoded = tree.numpy(vae.decode(z, chunk["t_chunk_dec"]))
-            whole = tree.numpy(vae.decode(z))
         last_start = chunk["decode_start_end"][-1][0]
         defect = "decode_raises" in chunk or (last_start > 0 and chunk["latent_frames"] - last_start == 1)
         if defect:
+            with tree.runtime.inference():
+                whole = tree.numpy(vae.decode(z))
             why = "a last chunk of one latent frame: the reference raises, or had no look-ahead before it"
             results[f"decoded_z_{tag}"] = Defect(decoded, whole, why)
         else:
