@@ -101,7 +101,7 @@ def run_op(lab: Lab, record: Recorder) -> None:
     record.put("out.exp", _forward(lab, ops.exp, record.draw("exponent", (4, 50))))
     record.put("out.nearest_2x", _forward(lab, ops.nearest_2x, x[:, :, 0]))
     record.put("out.gelu", _forward(lab, tree.kernels.kernel("gelu"), record.draw("gelu", (4, 50), 3.0)))
-    q, k, v = (record.draw(name, (12, 2, 48)) for name in "qkv")
+    q, k, v = (record.draw(name, (12, 2, 4 * 16)) for name in "qkv")  # 4 heads
     keep = np.arange(12)[None, None, None] < np.array([12, 7])[:, None, None, None]
     for layout in ("SBH", "BSH"):
         arrays = (q, k, v) if layout == "SBH" else tuple(a.transpose(1, 0, 2).copy() for a in (q, k, v))
