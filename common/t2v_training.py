@@ -60,7 +60,7 @@ class T2VValidationConfig(GivenConfig):
     image-to-video model makes them from what is given.
     """
 
-    data: T2VDataConfig | None = None  # clips of the loss; none: no loss, and the newest model is the best
+    data: T2VDataConfig | None = None  # clips of the loss; none: no loss, and no model counts as best
     batches: int = Field(default=8, ge=1)
     prompts: tuple[str, ...] = ()  # a video each, shown in TensorBoard
     negative_prompt: str = ""

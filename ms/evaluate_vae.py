@@ -24,7 +24,7 @@ from .vae import WFVAE, check_clip
 
 USAGE = """
 python -m ms.evaluate_vae CONFIG [key=value ...]
-    python -m ms.evaluate_vae configs/evaluate_demo.yaml input=videos lpips=weights/lpips i3d=weights/i3d
+    python -m ms.evaluate_vae configs/evaluate_demo.yaml input=videos lpips=models/lpips i3d=models/i3d
 """
 
 LPIPS_FRAMES = 8  # looked at together; more only costs memory

@@ -45,7 +45,7 @@ def report(title: str, graph: Graph) -> None:
 
 
 def wanted_attentions(config: TransformerConfig, batch: int) -> list[tuple[str, int]]:
-    """Layout and number of heads of every attention in the order of execution, as DESIGN.md has them."""
+    """Layout and number of heads of every attention in the order of execution (docs/ascend.md)."""
     wanted = []
     for arrangement in config.plan:
         wanted += [("BSH", batch * N) if arrangement == GROUP else ("SBH", N), ("SBH", N)]
