@@ -6,9 +6,9 @@ that a sample is a pure function of (seed, index).
 Shape legend: T frames, H height, W width, C channels (RGB). Pixels are uint8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -17,11 +17,10 @@ from common.config import Config
 from common.images import read_image, resize_crop
 from common.noise import generator, index_of
 
+from .broken import MAX_TRIES, Defect
 from .clip_file import TooShortError, read_clip
 from .photographs import find_photographs, glide, read_photograph
 from .video_files import IMAGE_SUFFIXES, find_videos
-
-MAX_TRIES = 20  # broken files in a row before a sample is given up
 
 
 class SourceConfig(Config):
@@ -58,20 +57,12 @@ class Want(NamedTuple):
     random_flip: bool = False
 
 
-class Broken(NamedTuple):
-    """A file that gave no clip, what sort of defect that is, and what the reader said."""
-
-    path: str
-    defect: Literal["undecodable", "too short"]
-    reason: str
-
-
 class Drawn(NamedTuple):
     """One sample, and the files that were opened for it, by number."""
 
     frames_THWC: np.ndarray | None  # None: MAX_TRIES files in a row were broken
     tried: tuple[int, ...] = ()
-    broken: tuple[Broken, ...] = ()
+    broken: Mapping[str, Defect] = {}  # by path
     name: str = ""  # of the file, or what was drawn
 
 
@@ -114,7 +105,7 @@ class Files:
         """The file whose turn it is, or, while that is broken, others in an order drawn for this sample."""
         from_images = want.num_frames == 1 and bool(self.images)
         paths = self.images if from_images else self.videos
-        tried, broken = [], []
+        tried, broken = [], {}
         for index in self._candidates(position, rng, "image" if from_images else "video", len(paths)):
             tried.append(index + from_images * len(self.videos))
             path = paths[index]
@@ -125,12 +116,12 @@ class Files:
                 else:
                     frames_THWC = read_clip(path, want.num_frames, want.rates, rng, frame.cut)
             except TooShortError as error:
-                broken.append(Broken(str(path), "too short", str(error)))
+                broken[str(path)] = Defect("too short", str(error))
             except (ValueError, OSError) as error:
-                broken.append(Broken(str(path), "undecodable", str(error)))
+                broken[str(path)] = Defect("undecodable", str(error))
             else:
-                return Drawn(frames_THWC, tuple(tried), tuple(broken), str(path))
-        return Drawn(None, tuple(tried), tuple(broken))
+                return Drawn(frames_THWC, tuple(tried), broken, str(path))
+        return Drawn(None, tuple(tried), broken)
 
     def _candidates(
         self, position: int, rng: np.random.Generator, kind: str, num_files: int

@@ -6,7 +6,6 @@ The samples of all ranks together are numbered: step s of P ranks with batches o
 Shape legend: B batch, C channels, T frames, H height, W width.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from math import floor
@@ -20,12 +19,11 @@ from common.images import to_model
 from common.noise import generator, index_of
 from common.parallel import Mesh
 
-from .clip_sources import MAX_TRIES, Broken, Drawn, Files, SourceConfig, Want, open_source
+from .broken import BrokenFiles
+from .clip_sources import Drawn, Files, SourceConfig, Want, open_source
 from .loader import Loader
 
 ONE_PROCESS = Mesh()
-MIN_TRIED = 100  # files over which the share of broken ones is first judged
-MAX_NAMED = 10  # files named in a message
 
 
 class ClipsConfig(Config):
@@ -126,10 +124,9 @@ class ClipLoader:
                 )
         if self.image_share < 1 and not any(self.reader.shares[0]):
             raise ValueError("clips: got only images, wanted videos; set image_share=1 or num_frames=1")
-        self.broken: dict[str, Broken] = {}
-        self._tried: set[tuple[int, int]] = set()
         files = [source for source in self.reader.sources if isinstance(source, Files)]
-        self._num_files = sum(len(source.videos) + len(source.images) for source in files)
+        number = sum(len(source.videos) + len(source.images) for source in files)
+        self.broken = BrokenFiles("files", number, config.max_bad_share)
 
     def batches(
         self, start_step: int = 0, stop_step: int | None = None
@@ -159,30 +156,13 @@ class ClipLoader:
         has = "; ".join(source.describe() for source in self.reader.sources)
         if self.image_share == 0 and any(isinstance(s, Files) and s.images for s in self.reader.sources):
             has += " (images are not read: image_share is 0)"
-        if not self.broken:
-            return has
-        skipped = []
-        for defect, count in Counter(broken.defect for broken in self.broken.values()).items():
-            names = [path for path, broken in self.broken.items() if broken.defect == defect]
-            more = ", ..." if count > MAX_NAMED else ""
-            skipped.append(f"{count} {defect} ({', '.join(names[:MAX_NAMED])}{more})")
-        return f"{has}; skipped: {', '.join(skipped)}"
+        return f"{has}; {self.broken.summary()}" if self.broken else has
 
     def _accept(self, which: int, drawn: Drawn) -> np.ndarray:
         """The frames of a sample, once its broken files are counted."""
-        self._tried |= {(which, file) for file in drawn.tried}
-        self.broken |= {broken.path: broken for broken in drawn.broken}
-        tried = max(len(self._tried), min(MIN_TRIED, self._num_files))
-        too_many = len(self.broken) > max(1, self.config.max_bad_share * tried)
-        if drawn.frames_THWC is None or too_many:
-            allowed = f"wanted at most {self.config.max_bad_share:.1%} (max_bad_share)"
-            if drawn.frames_THWC is None:
-                allowed = f"wanted fewer than {MAX_TRIES} in a row"
-            raise ValueError(
-                f"clips: got {len(self.broken)} broken of {len(self._tried)} files tried, {allowed}; "
-                "repair or remove them:\n"
-                + "\n".join(
-                    f"  {broken.defect}: {broken.reason}" for broken in [*self.broken.values()][:MAX_NAMED]
-                )
-            )
+        self.broken.tried |= {(which, file) for file in drawn.tried}
+        self.broken.defects |= drawn.broken
+        if drawn.frames_THWC is None:
+            raise self.broken.too_many()
+        self.broken.check()
         return drawn.frames_THWC

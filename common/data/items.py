@@ -13,6 +13,7 @@ from common.images import read_image, to_model
 from common.noise import generator, index_of
 
 from .annotations import NO_CROP, Entry
+from .broken import Defect
 from .buckets import Bucket
 from .frames import read_frames
 from .selection import UNKNOWN_FPS, choose_frames
@@ -38,13 +39,6 @@ class SceneItem(NamedTuple):
     bucket: Bucket
     stream: str
     number: int
-
-
-class Defect(NamedTuple):
-    """What is wrong with a file, and what the reader said."""
-
-    kind: str
-    reason: str
 
 
 class Sample(NamedTuple):

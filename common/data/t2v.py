@@ -3,7 +3,6 @@
 Shape legend: B batch, C channels, T frames, H height, W width.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,15 +12,13 @@ from common.parallel import Mesh
 
 from .annotated import AnnotatedClips
 from .batch import pad, stack
+from .broken import MAX_TRIES, BrokenFiles
 from .generated import GeneratedClips
-from .items import ClipItem, Defect, Sample, SceneItem, T2VReader
+from .items import ClipItem, Sample, SceneItem, T2VReader
 from .report import Report
 from .t2v_config import T2VDataConfig
 
 ONE_PROCESS = Mesh()
-MIN_TRIED = 100  # clips over which the share of broken ones is first judged
-MAX_TRIES = 20  # broken clips in a row before a batch is given up
-MAX_NAMED = 10  # clips named in a message
 
 
 class T2VLoader:
@@ -53,9 +50,7 @@ class T2VLoader:
         )
         self._places = mesh.share(range(batch))  # ours in the batch of all ranks
         self.reader = T2VReader(config, seed)
-        self._num_clips = self.source.report().kept
-        self.broken: dict[str, Defect] = {}
-        self._tried: set[str] = set()
+        self.broken = BrokenFiles("clips", self.source.report().kept, config.max_bad_share)
 
     def report(self) -> Report:
         """What there is, what was dropped and why, and what an epoch is; `str` of it is a table."""
@@ -87,12 +82,7 @@ class T2VLoader:
 
     def summary(self) -> str:
         """What was skipped so far."""
-        skipped = []
-        for kind, count in Counter(defect.kind for defect in self.broken.values()).items():
-            names = [name for name, defect in self.broken.items() if defect.kind == kind]
-            more = ", ..." if count > MAX_NAMED else ""
-            skipped.append(f"{count} {kind} ({', '.join(names[:MAX_NAMED])}{more})")
-        return f"skipped: {', '.join(skipped) or 'none'}"
+        return self.broken.summary()
 
     def _batch(self, samples: list[Sample]) -> dict[str, Any]:
         clips = [sample.x_CTHW for sample in samples if sample.x_CTHW is not None]
@@ -109,28 +99,13 @@ class T2VLoader:
     def _accept(self, step: int, place: int, sample: Sample) -> Sample | None:
         """The sample, or for a broken one another of its bucket, or none; broken ones are counted."""
         for attempt in range(MAX_TRIES):
-            self._tried.add(sample.name)
+            self.broken.tried.add(sample.name)
             if sample.defect is None:
                 return sample
-            self.broken[sample.name] = sample.defect
-            self._check_share()
+            self.broken.defects[sample.name] = sample.defect
+            self.broken.check()
             if not self.substitute:
                 return None
             assert isinstance(self.source, AnnotatedClips)
             sample = self.reader(self.source.substitute(step, place, attempt))
-        raise ValueError(self._too_many(f"fewer than {MAX_TRIES} in a row"))
-
-    def _check_share(self) -> None:
-        share = self.config.max_bad_share
-        tried = max(len(self._tried), min(MIN_TRIED, self._num_clips))
-        if len(self.broken) > max(1, share * tried):
-            raise ValueError(self._too_many(f"at most {share:.1%} (max_bad_share)"))
-
-    def _too_many(self, allowed: str) -> str:
-        reasons = "\n".join(
-            f"  {defect.kind}: {defect.reason}" for defect in [*self.broken.values()][:MAX_NAMED]
-        )
-        return (
-            f"data: got {len(self.broken)} broken of {len(self._tried)} clips tried, wanted {allowed}; "
-            f"repair or remove them:\n{reasons}"
-        )
+        raise self.broken.too_many()

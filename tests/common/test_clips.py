@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.config import build
-from common.data import clips, photographs
+from common.data import photographs
 from common.data.clips import ClipLoader, ClipsConfig, turn
 from common.images import write_png
 from common.parallel import Mesh
@@ -217,7 +217,7 @@ def test_broken_files_are_skipped_counted_and_named(damaged, workers):
     ) or loader.summary() == (
         f"32 videos; skipped: 1 too short ({damaged}/short.mp4), 1 undecodable ({damaged}/text.mp4)"
     )
-    assert "got 3 frames, wanted 5 or more" in loader.broken[f"{damaged}/short.mp4"].reason
+    assert "got 3 frames, wanted 5 or more" in loader.broken.defects[f"{damaged}/short.mp4"].reason
     assert len(whole) == 8
     assert_equal(batches(plain.replace(workers=0), 3, 8, 4), {step: whole[step] for step in range(3, 8)})
 
@@ -230,7 +230,7 @@ def test_one_broken_file_is_tolerated_and_more_stop_the_run(damaged, monkeypatch
         batches(config(damaged), stop=16)
     assert "empty.mp4" in str(caught.value)
     assert "text.mp4" in str(caught.value)
-    monkeypatch.setattr(clips, "MAX_NAMED", 1)
+    monkeypatch.setattr("common.data.broken.MAX_NAMED", 1)
     with pytest.raises(ValueError, match="got 2 broken") as caught:
         batches(config(damaged), stop=16)
     assert str(caught.value).count("undecodable") == 1

@@ -229,7 +229,7 @@ def test_broken_files_are_replaced_and_named(folder):
     loader = T2VLoader(config(folder, clip_entries() + bad, max_bad_share=0.5), 2, seed=0)
     seen = dict(loader.batches(0, loader.report().steps_per_epoch))
     assert not {"broken.mp4"} & set(names(seen))
-    kinds = Counter(defect.kind for defect in loader.broken.values())
+    kinds = Counter(defect.kind for defect in loader.broken.defects.values())
     assert kinds == {"undecodable": 1, "shorter than annotated": 1, "not of the annotated size": 1}
     assert "broken.mp4" in loader.summary()
     again = dict(T2VLoader(loader.config.replace(workers=1), 2, seed=0).batches(0, 6))
