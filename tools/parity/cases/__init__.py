@@ -14,7 +14,9 @@ from tools.parity.goldens import Case
 from tools.parity.tree import Tree
 
 from .conditions import run_mask_pieces
-from .data import run_collate, run_functions, run_group_sampler, run_index, run_items, run_transforms
+from .data_batches import run_collate, run_group_sampler
+from .data_items import run_items
+from .data_selection import run_functions, run_index, run_transforms
 from .defect import Defect
 from .sampling import run_sampling, run_schedulers
 from .text import run_captions, run_metrics, run_text_encoder

@@ -1,25 +1,21 @@
-"""Golden cases of the transformer's training data: selection, frames, sizes, transforms, batches.
+"""Goldens of how training clips are selected: helper functions, frames, buckets, transforms.
 
 Random choices were recorded and are handed to our functions. Tables compare equal or not: an output is 1 for
 every row that came out right.
 """
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from common.config import build
-from common.data import buckets, selection, text, transforms
-from common.data.batch import pad, stack
-from common.data.grouping import by_size, deal
+from common.data import buckets, selection, transforms
+from common.data.grouping import by_size
 from common.data.t2v_config import T2VDataConfig
-from common.masks import generate_mask, given_frames, masked
-from common.parallel import Mesh
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
-from .defect import Defect, NotApplicable
+from .defect import Defect
 
 COUNTERS = {  # the reference's names for why an entry is dropped
     "no_cap": "no caption",
@@ -222,11 +218,11 @@ def run_transforms(tree: Tree, case: Case) -> Arrays:
     inside = [int(side) for side in buckets.fitted(H, W, height, width, enlarge=True)]
     top = transforms.aspect_box(H, W, height, width, top=True)
     outputs = {
-        "force_resolution_train": _normalised(forced),
-        "any_resolution_train": _normalised(free),
+        "force_resolution_train": normalised(forced),
+        "any_resolution_train": normalised(free),
         "force_resolution_inpaint_resize_uint8": np.rint(forced).astype(np.uint8),
         "any_resolution_inpaint_resize_uint8": np.rint(free).astype(np.uint8),
-        "force_resolution_inpaint_final": _normalised(np.rint(forced)),
+        "force_resolution_inpaint_final": normalised(np.rint(forced)),
         "long_side_resize": transforms.resize(clip_THWC, *inside),
         "center_crop_top": transforms.resize(top.cut(clip_THWC), height, width),
         "enlarged": transforms.fit_to_size(H, W, *case.record["config"]["enlarged_to"])(clip_THWC),
@@ -236,175 +232,5 @@ def run_transforms(tree: Tree, case: Case) -> Arrays:
     return {name: frames_THWC.transpose(0, 3, 1, 2) for name, frames_THWC in outputs.items()}
 
 
-def _normalised(frames_THWC: np.ndarray) -> np.ndarray:
+def normalised(frames_THWC: np.ndarray) -> np.ndarray:
     return frames_THWC / np.float32(255) * 2 - 1
-
-
-def run_items(tree: Tree, case: Case) -> dict[str, Any]:
-    """Whole items: frames, text and pixels of a video, an image, and an image with blurred faces."""
-    args, shot = case.record["args"], case.record["config"]
-    config = build(
-        T2VDataConfig,
-        {
-            "annotations": "recorded",
-            "sizes": {"height": 32, "width": 48},
-            "num_frames": args["num_frames"],
-            "fps": args["train_fps"],
-        },
-        where="golden",
-    )
-    results: dict[str, Any] = {}
-    for task in ("t2v", "inpaint"):
-        record = case.data[task]
-        inpaint = task == "inpaint"
-        for item in record["items"]:
-            kind, name = ("video" if item["name"] == "video" else "image"), f"{task}_{item['name']}"
-            draws = iter(item["draws_in_order"])
-            if kind == "video":
-                frames = [
-                    _item_frames(config, shot, begin)
-                    for begin in (record["build_draws"][0][1], next(draws)[1])
-                ]
-                results[f"{name}.planned_frames"] = np.array(frames[0] == item["planned_frames"])
-                x0, x1, y0, y1 = shot["crop"]
-                picked_THWC = case.inputs["video_frames"][frames[1], y0:y1, x0:x1]
-            else:
-                picked_THWC = case.inputs["image"][None]
-            mask = next(draws)[1][0] if inpaint else None
-            results[f"{name}.text"] = np.array(_item_text(draws, kind, item, inpaint, shot, case))
-            _, H, W, _ = picked_THWC.shape
-            x_THWC = transforms.fit_to_size(H, W, args["max_height"], args["max_width"])(picked_THWC)
-            x_CTHW = _normalised(np.rint(x_THWC) if inpaint else x_THWC).transpose(3, 0, 1, 2)
-            results[f"{name}_pixel_values"] = _with_mask(x_CTHW, mask) if mask else x_CTHW
-    return results
-
-
-def _item_frames(config: T2VDataConfig, shot: dict, begin: int) -> list[int]:
-    return selection.choose_frames(shot["cut"], shot["nf"], shot["fps"], config, lambda *_: begin).tolist()
-
-
-def _item_text(draws: Any, kind: Any, item: dict, inpaint: bool, shot: dict, case: Case) -> bool:
-    """Whether our text is the recorded one, with the recorded choices."""
-    captions = [next(draws)[1]]
-    sam = item["name"] == "sam_image"
-    config = build(
-        T2VDataConfig,
-        {
-            "annotations": "recorded",
-            "sizes": {"height": 32, "width": 48},
-            "stock_caption_ratio": 0.5 if inpaint else 0.0,
-            "masking_notice": inpaint,
-        },
-        where="golden",
-    )
-
-    def choose(options):
-        pick = captions.pop() if captions else next(draws)[1]
-        return pick if pick in options else f"not offered: {pick}"
-
-    score = float("nan") if sam else shot["aes_v" if kind == "video" else "aes_i"]
-    path = "/pictures/sam/1.jpg" if sam else "/pictures/1.jpg"
-    ours = text.training_text(
-        config, captions[:], score, kind, path, choose, lambda: next(draws, ("random", 1.0))[1]
-    )
-    return ours == item["text_given_to_tokenizer"] and next(draws, None) is None
-
-
-def _with_mask(x_CTHW: np.ndarray, kind: str) -> np.ndarray:
-    """Pixels, pixels with black where they are to be generated, and the mask of the task."""
-    _, T, H, W = x_CTHW.shape
-    given_T = given_frames(kind, T, min, lambda *_: [])
-    generate_B1THW = generate_mask(given_T[None], None, H, W)
-    return np.concatenate([x_CTHW, masked(x_CTHW[None], generate_B1THW)[0], generate_B1THW[0]])
-
-
-def run_collate(tree: Tree, case: Case) -> dict[str, Any]:
-    """Batches of clips filled with 1, 2, 3, ...: pixels and masks, padded or of one size."""
-    results: dict[str, Any] = {}
-    for record in case.data["records"]:
-        name = record["case"]
-        clips = [np.full((3, *tube), i + 1, np.float32) for i, tube in enumerate(record["tubes"])]
-        results[f"{name}.input_ids"] = NotApplicable("our batches carry captions; the trainer encodes them")
-        if name == "pad":
-            x_BCTHW, keep_BTHW = pad(clips, buckets.Bucket(*record["max"]))
-        elif name in ("group_mixed", "group_not_multiple"):
-            results[f"{name}.refused"] = Defect(
-                np.array(_refuses(clips)),
-                np.array(True),
-                "the reference replaces a sample of another size by a copy of its neighbour; "
-                "ours are grouped, and a mixed batch is an error",
-            )
-            results[f"{name}.attention_mask"] = NotApplicable("our batches are never mixed")
-            continue
-        else:
-            x_BCTHW = stack(clips)
-            _, keep_BTHW = pad(clips, buckets.Bucket(*clips[0].shape[1:]))  # our grouped batches have no mask
-        right = list(x_BCTHW.shape) == record["pixel_shape"]
-        results[f"{name}.attention_mask"] = keep_BTHW.astype(np.float32)
-        sums = x_BCTHW.sum((1, 2, 3, 4)).tolist()
-        results[f"{name}.pixels"] = np.array([right, sums == record["pixel_sum_per_sample"]])
-    results.pop("group_not_multiple.input_ids")
-    results.pop("group_not_multiple.attention_mask")
-    return results
-
-
-def _refuses(clips: list[np.ndarray]) -> bool:
-    try:
-        stack(clips)
-    except ValueError:
-        return True
-    return False
-
-
-def run_group_sampler(tree: Tree, case: Case) -> dict[str, Any]:
-    """The order of an epoch from recorded permutations.
-
-    Without groups ours is the recorded order. With groups the reference cuts one list of all groups into
-    batches; where a batch holds two groups, it drops the samples of the smaller. Our order, cut that way, is
-    the recorded one; our own batches are of one group and lose no sample.
-    """
-    results: dict[str, Any] = {}
-    for number, record in enumerate(case.data["records"]):
-        mesh = [Mesh(rank, record["world_size"]) for rank in range(record["world_size"])]
-        batch = record["batch_size"] * record["world_size"]
-        keys = np.array(record["lengths"])[:, None]
-        groups = by_size(keys) if record["group_data"] else [np.arange(len(keys))]
-        if record["group_data"]:
-            draws = iter(record["permutations_drawn_in_order"])
-            order = np.concatenate([group[next(draws)] for group in groups]).tolist()
-            ours = _as_reference(record, order, next(draws), mesh)
-            own = deal(groups, batch, np.random.default_rng(0).permutation)
-            single = all(len({record["lengths"][i] for i in samples}) == 1 for samples in own.samples)
-            results[f"record{number}.complete"] = Defect(
-                np.array([single, set(own.samples.ravel().tolist()) == set(range(len(keys)))]),
-                np.array([True, True]),
-                "the reference loses samples where a batch would hold two sizes",
-            )
-        else:
-            recorded = map(np.array, record["permutations_drawn_in_order"])
-            epoch = deal(groups, batch, lambda count, draws=recorded: next(draws))
-            ours = [[m.share(samples.tolist()) for m in mesh] for samples in epoch.samples]
-        results[f"record{number}.steps"] = np.array(ours == record["steps"])
-    return results
-
-
-def _as_reference(record: dict, order: list[int], batches: list[int], mesh: list[Mesh]) -> list:
-    """Batches cut from the list of all groups, as the reference cuts them, with its recorded choices."""
-    size = record["batch_size"] * record["world_size"]
-    draws = iter(record["python_random_draws"])
-    cut = [order[first : first + size] for first in range(0, len(order), size)]
-    skipped = record["initial_global_step"] * record["gradient_accumulation_size"]
-    steps = []
-    for samples in cut:
-        ranks = [m.share(samples) for m in mesh]
-        steps.append([_one_size(rank or next(draws)[1], record, draws) for rank in ranks])
-    return [steps[i] for i in batches][skipped:]
-
-
-def _one_size(samples: list[int], record: dict, draws: Any) -> list[int]:
-    sizes = [record["lengths"][i] for i in samples]
-    usual = Counter(reversed(sizes)).most_common(1)[0][0]  # of equally frequent ones the last
-    kept = [i for i, size in zip(samples, sizes) if size == usual]
-    while len(kept) < record["batch_size"]:
-        kept.append(next(draws)[1])
-    return kept
