@@ -1,4 +1,4 @@
-"""The VAE's posterior, a Gaussian per latent element, and the scale the transformer sees its samples in.
+"""The VAE's posterior, a Gaussian per latent element, and the way back from the transformer's latents.
 
 Shapes: moments (B,2Z,T,H,W), means before log variances; Z latent channels.
 """
@@ -44,11 +44,6 @@ def nll(moments: Tensor, sample_BCTHW: Tensor) -> Tensor:
     return 0.5 * (LOG_2PI + logvar + difference * difference * ops.exp(-logvar))
 
 
-def to_latent(z_BCTHW: Tensor, scale_Z: Tensor, shift_Z: Tensor) -> Tensor:
-    """The transformer's latents: (z - shift) * scale, per channel."""
-    return (z_BCTHW - shift_Z.reshape(1, -1, 1, 1, 1)) * scale_Z.reshape(1, -1, 1, 1, 1)
-
-
 def from_latent(x_BCTHW: Tensor, scale_Z: Tensor, shift_Z: Tensor) -> Tensor:
-    """The VAE's latents: x / scale + shift, per channel."""
+    """The VAE's latents: x / scale + shift, per channel: the way back from common.latents.draw_latents."""
     return x_BCTHW / scale_Z.reshape(1, -1, 1, 1, 1) + shift_Z.reshape(1, -1, 1, 1, 1)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.given import Given, fits_of
+from common.latents import draw_latents
 from common.masks import (
     Condition,
     add_noise,
@@ -17,8 +18,6 @@ from common.masks import (
 from common.windows import Window, window_pixels
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
-
-from .vae import scale_and_shift
 
 
 def run_mask_pieces(tree: Tree, case: Case) -> dict[str, Any]:
@@ -87,8 +86,7 @@ def encode_condition(
 ) -> Condition:
     """What the model is shown, by the tree's VAE and the recorded posterior noise."""
     moments = tree.pipeline.encode(vae, shown_BCTHW)
-    sample = tree.call(tree.posterior.posterior_sample, moments, noise)
-    latent = tree.call(tree.posterior.to_latent, sample, *scale_and_shift(vae.config))
+    latent = draw_latents(moments, noise, vae.config)
     return Condition(latent, compress_mask(generate_B1THW, vae.config.stride_thw))
 
 

@@ -8,6 +8,7 @@ from common.config import build
 from common.data.batch import pad
 from common.data.buckets import Bucket
 from common.diffusion import DiffusionConfig, Mixture, mixture
+from common.latents import draw_latents
 from common.masks import Condition, add_noise, generate_mask, masked, pixels_of
 from common.models import TransformerConfig, VAEConfig
 from common.optim import OptimConfig, controls, warmed_ema_decay
@@ -18,7 +19,6 @@ from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
 from .conditions import encode_condition
-from .vae import scale_and_shift
 
 MIXTURE = 3  # its place among the arguments of DiffusionLoss
 
@@ -121,8 +121,7 @@ def encode(tree: Tree, case: Case, vae: Any, index: int, noises: Any) -> tuple[n
     x_BCTHW, keep_BTHW = padded(case, "pixels", index)
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(x_BCTHW)))
-    sample = tree.call(tree.posterior.posterior_sample, moments, next(noises))
-    return tree.call(tree.posterior.to_latent, sample, *scale_and_shift(vae.config)), keep_BTHW
+    return draw_latents(moments, next(noises), vae.config), keep_BTHW
 
 
 def denoiser_inputs(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.config import build
+from common.latents import draw_latents
 from common.models import CausalVAEConfig, VAEConfig
 from common.tiling import TilingConfig
 from tools.parity.goldens import Case
@@ -76,10 +77,9 @@ def run_vae_wrapper(tree: Tree, case: Case, vae: Any) -> Arrays:
     pixels = 2 * case.inputs["pixels01"] - 1
     with tree.runtime.inference():
         moments = tree.numpy(vae.encode(tree.tensor(pixels)))
-        sample = tree.call(tree.posterior.posterior_sample, moments, case.inputs["posterior_noise.0"])
         z = tree.call(tree.posterior.from_latent, case.inputs["latent_to_decode"], scale, shift)
         decoded = tree.numpy(vae.decode(tree.tensor(z))).transpose(0, 2, 1, 3, 4)
-    latent = tree.call(tree.posterior.to_latent, sample, scale, shift)
+    latent = draw_latents(moments, case.inputs["posterior_noise.0"], config)
     return {"ae_norm": pixels, "latent": latent, "decoded": decoded, "ae_denorm": (decoded + 1) / 2}
 
 
