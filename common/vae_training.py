@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from .config import Config
 from .data.clips import ClipsConfig
-from .models import DiscriminatorConfig
+from .judges import DiscriminatorConfig
 from .optim import OptimConfig
 from .parallel import Mesh
 from .runs import Device, DType, ModelSource

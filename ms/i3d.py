@@ -8,7 +8,7 @@ Shapes: B batch, C channels, T frames, H height, W width.
 
 from mindspore import Tensor, nn
 
-from common.models import I3DConfig
+from common.judges import I3DConfig
 
 from . import ops
 from .layers import Conv3d, Linear

@@ -10,15 +10,8 @@ from mindspore import nn
 
 from common.checkpoint import StoredWeights
 from common.condition_layers import add_condition_layers, fresh_transformer
-from common.models import (
-    DiscriminatorConfig,
-    HubConfig,
-    I3DConfig,
-    LPIPSConfig,
-    TransformerConfig,
-    VAEConfig,
-    read_hub_config,
-)
+from common.judges import DiscriminatorConfig, I3DConfig, LPIPSConfig
+from common.models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
 from common.noise import fresh_weights, initial_weights
 from common.runs import ModelSource
 from common.sharing import Kind, check_sharing

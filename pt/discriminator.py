@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from common.models import DiscriminatorConfig
+from common.judges import DiscriminatorConfig
 
 from . import ops
 from .layers import Conv3d

@@ -8,7 +8,7 @@ Shapes: N pictures (or B clips times T frames), C channels, H height, W width. P
 import numpy as np
 from torch import Tensor, nn
 
-from common.models import VGG16_CONVS, LPIPSConfig
+from common.judges import VGG16_CONVS, LPIPSConfig
 
 from . import ops
 from .kernels import kernel

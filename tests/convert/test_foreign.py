@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.checkpoint import read_safetensors
-from common.models import INCEPTION_MIXED, INCEPTION_STEM, VGG16_CONVS, I3DConfig, LPIPSConfig
+from common.judges import INCEPTION_MIXED, INCEPTION_STEM, VGG16_CONVS, I3DConfig, LPIPSConfig
 from common.noise import normal
 
 from .helpers import raw, run, temporary_files, write_safetensors

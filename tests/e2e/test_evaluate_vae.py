@@ -12,8 +12,8 @@ from common.checkpoint import save_weights
 from common.evaluation import Clip
 from common.fvd import frechet_distance, i3d_input
 from common.images import read_image
+from common.judges import I3DConfig, LPIPSConfig
 from common.metrics import psnr_ssim_T
-from common.models import I3DConfig, LPIPSConfig
 from common.noise import initial_weights
 from common.runs import EvaluateVAEConfig
 from common.video import read_frames, write_video

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.models import I3DConfig, LPIPSConfig
+from common.judges import I3DConfig, LPIPSConfig
 from common.noise import initial_weights, normal
 from tests.conftest import available
 from tools.convert.job import Job, convert

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from common.models import VGG16_CONVS
+from common.judges import VGG16_CONVS
 
 from .tensors import ArrayTensor, Content, FileTensor, Tensor, find_dtype
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from common.config import build
-from common.models import DiscriminatorConfig, LPIPSConfig, VAEConfig
+from common.judges import DiscriminatorConfig, LPIPSConfig
+from common.models import VAEConfig
 from common.optim import OptimConfig, controls
 from common.vae_training import VAELossConfig
 from tools.parity.goldens import Case
