@@ -53,11 +53,11 @@ def test_chunked_equals_whole_for_every_length(tree, interpolation, l1, chunk):
 
 
 @pytest.mark.parametrize("tree", [SLOW_MS], indirect=True)
-@pytest.mark.parametrize("latent_frames", [2, 4, 6])  # 2 raises and even lengths are wrong in the reference
-def test_chunked_decode_equals_whole_in_graph_mode(tree, latent_frames):
+def test_chunked_decode_equals_whole_in_graph_mode(tree):
     vae = build(tree, "vae", tiny_vae_config())
-    z = normal((1, 4, latent_frames, 2, 2), 1, 0)
-    np.testing.assert_allclose(decode(tree, vae, z, 1), decode(tree, vae, z), atol=2e-5)
+    for latent_frames in (2, 4, 6):  # 2 raises and even lengths are wrong in the reference
+        z = normal((1, 4, latent_frames, 2, 2), 1, 0)
+        np.testing.assert_allclose(decode(tree, vae, z, 1), decode(tree, vae, z), atol=2e-5)
 
 
 @pytest.mark.parametrize("tree", [PT, SLOW_MS], indirect=True)
