@@ -4,7 +4,7 @@ how much an error counts; computed in float64, one column of coefficients per sa
 Shape legend: B batch, T training timesteps.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,15 +12,13 @@ from pydantic import Field
 
 from .config import Config
 from .noise import generator, index_of
-from .schedules import ScheduleConfig, alphas_cumprod, shifted, snr
-
-Target = Literal["v_prediction", "epsilon", "sample", "flow"]
+from .schedules import Prediction, ScheduleConfig, alphas_cumprod, shifted, snr
 
 
 class DiffusionConfig(Config):
     """The training objective. Defaults are those of the released models."""
 
-    prediction_type: Target = "v_prediction"  # flow: rectified flow (arXiv:2209.03003)
+    prediction_type: Prediction = "v_prediction"  # flow: rectified flow (arXiv:2209.03003)
     schedule: ScheduleConfig = ScheduleConfig(rescale_betas_zero_snr=True)
     snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv:2303.09556); 5 is usual
     noise_offset: float = Field(default=0.0, ge=0)  # of a constant per channel that is added to the noise

@@ -11,12 +11,11 @@ from .fvd import MIN_FRAMES
 from .given import GivenConfig
 from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
 from .parallel import Mesh
-from .samplers import Prediction, SamplerTable, sampler_table
-from .schedules import ScheduleConfig, Spacing
+from .samplers import SamplerTable, sampler_table
+from .schedules import Prediction, ScheduleConfig, Spacing
 from .sharing import Kind
-from .text import TextConfig
+from .text import DType, TextConfig
 
-DType = Literal["float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda", "ascend"]
 
 

@@ -12,15 +12,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common import schedules
-from common.schedules import Float64, ScheduleConfig, Spacing
+from common.schedules import Float64, Prediction, ScheduleConfig, Spacing
 
-Prediction = Literal["v_prediction", "epsilon", "sample", "flow"]
 State = tuple[Any, tuple[Any, ...]]  # x_anchor and the remembered d, newest first
 RUNGE_KUTTA_ROWS = 12  # PNDM: three steps of four evaluations
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from common.config import Config
 
 Float64 = NDArray[np.float64]
+Prediction = Literal["v_prediction", "epsilon", "sample", "flow"]  # what a transformer is trained to tell
 Spacing = Literal["leading", "trailing", "linspace"]
 
 ZERO_SNR_FLOOR = (

@@ -102,7 +102,7 @@ class VideoReader:
             ValueError: an index is out of range, or the file is damaged or empty.
         """
         if indices is None:
-            return np.stack([_rgb(frame) for _, frame in self._from_start()])
+            return np.stack([to_rgb(frame) for _, frame in self._from_start()])
         order = [operator.index(i) for i in indices]
         wanted = sorted(set(order))
         if not wanted or wanted[0] < 0:
@@ -287,14 +287,15 @@ def _collect(walk: Iterator[Numbered], wanted: Sequence[int]) -> dict[int, np.nd
     left, found = set(wanted), {}
     for index, frame in walk:
         if index in left:
-            found[index] = _rgb(frame)
+            found[index] = to_rgb(frame)
             left.remove(index)
         if not left:
             break
     return found
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """Pixels (H, W, 3) in uint8, upright as the file says."""
     image_HWC = frame.to_ndarray(format="rgb24", threads=1)  # more threads cost more than they save
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise
     return np.rot90(image_HWC, quarter_turns) if quarter_turns else image_HWC

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from av.error import FFmpegError
 
-from common.video import VideoReader, _rgb
+from common.video import VideoReader, to_rgb
 
 INDEXED = ("mp4", "matroska")  # containers whose seeks are reliable
 
@@ -87,7 +87,7 @@ class ClipFile(VideoReader):
             for frame in islice(later, 0, (num_frames - 1) * rate + 1, rate):
                 if frame.pts is None or frame.is_corrupt:
                     return None
-                found.append(fit(_rgb(frame)[None]))
+                found.append(fit(to_rgb(frame)[None]))
         except FFmpegError:
             return None  # the exact reader decides whether the file is damaged
         if len(found) < num_frames or len({frames.shape for frames in found}) > 1:

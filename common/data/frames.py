@@ -13,7 +13,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from common.data.clip_file import ClipFile, TooShortError
-from common.video import _rgb
+from common.video import to_rgb
 
 WORTH_JUMPING = 48  # frames before the first wanted one; fewer are decoded and passed over
 
@@ -84,7 +84,7 @@ def _pick(walk: Iterable[tuple[int, av.VideoFrame]], wanted: np.ndarray, fit: Fi
     for index, frame in walk:
         if index in left:
             left.remove(index)
-            fitted.append(fit(_rgb(frame)[None])[0])
+            fitted.append(fit(to_rgb(frame)[None])[0])
             if not left:
                 break
     return fitted
