@@ -3,9 +3,11 @@
     python -m tools.release_t2v shorten assets/t2v_tiny outputs/t2v_short --without 4
     python -m tools.release_t2v make outputs/train_tiny_2/checkpoints/STEP/model assets/t2v_tiny
     python -m tools.release_t2v measure configs/sample_demo.yaml --tree pt --sheet t2v.png [key=value ...]
+    python -m tools.release_t2v compare pt.json ms.json
 
 The config is one of `sample`; its prompt is replaced by the captions of held-out scenes, of which the oracle
-reads colour, shape and motion back. Exit code 0: every goal is met; 1: one is missed; 2: could not run.
+reads colour, shape and motion back. `compare` takes what `measure --json` wrote, and wants scores within 1 %.
+Exit code 0: every goal is met; 1: one is missed; 2: could not run.
 """
 
 import argparse
@@ -45,6 +47,7 @@ from tools.releasing import in_float16, refuse_overwriting
 
 MAX_PARAMETERS = 4_000_000
 BLOCKS = "transformer_blocks."
+TREES_APART = 0.01  # of a score
 GOALS = {"colour": 0.95, "shape": 0.90, "motion": 0.85, "all": 0.80}  # share of the samples that show it
 
 
@@ -70,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run_shorten)
     sub = commands.add_parser("measure", help="sample held-out captions and read the videos back")
     add_arguments(sub, 200, run_measure)
+    sub = commands.add_parser("compare", help="whether two trees were measured alike")
+    sub.add_argument("reports", nargs=2, metavar="FILE.json", help="what measure --json wrote")
+    sub.set_defaults(run=run_compare)
     return top
 
 
@@ -163,6 +169,25 @@ def run_measure(given: argparse.Namespace) -> int:
             readings=records,
         )
     return 1 if missed else 0
+
+
+def run_compare(given: argparse.Namespace) -> int:
+    """How many readings are the same, and how far the scores are apart."""
+    one, other = map(read_json, given.reports)
+    try:
+        asked = [[(r["caption"], r["seed"]) for r in report["readings"]] for report in (one, other)]
+        read = [triples([tuple(r["sample"].values()) for r in report["readings"]]) for report in (one, other)]
+        apart = max(abs(one["reached"][name] - other["reached"][name]) for name in ATTRIBUTES)
+        trees = f"{one['tree']} and {other['tree']}"
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"compare: {error} is missing; wanted two files of measure --json") from None
+    if asked[0] != asked[1]:
+        raise ValueError("compare: got reports of other captions or seeds, wanted two of the same")
+    same = int((read[0] == read[1]).sum())
+    print(
+        f"{trees}: {same} of {read[0].size} readings are the same, scores at most {100 * apart:.1f} % apart"
+    )
+    return 0 if apart <= TREES_APART else 1
 
 
 def read_samples(setting: Setting) -> tuple[list[np.ndarray], list[Reading], float]:
