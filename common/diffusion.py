@@ -65,6 +65,11 @@ def mixture(config: DiffusionConfig, timesteps_B: ArrayLike) -> Mixture:
     return _float32(alpha, sigma, *targets[config.prediction_type], _weight(config, snr(signal_share)))
 
 
+def with_offset(config: DiffusionConfig, noise_BCTHW: np.ndarray, offset_BC111: np.ndarray) -> np.ndarray:
+    """Noise with a share of a draw per channel added: whole pictures learn to be dark or bright."""
+    return noise_BCTHW + np.float32(config.noise_offset) * offset_BC111
+
+
 def told(config: DiffusionConfig, timesteps_B: ArrayLike) -> np.ndarray:
     """What the model is told of these timesteps, as samplers do: with flow 1000 times the noise level."""
     timesteps = np.asarray(timesteps_B, np.float64)

@@ -53,6 +53,18 @@ def fingerprint(
     }
 
 
+def clips_of(data: T2VDataConfig) -> str:
+    """A hash of which clips there are and in what order they are dealt: of the annotations, or of a cache's
+    index; that of nothing for generated scenes.
+
+    Raises:
+        ValueError: a file that is missing.
+    """
+    if data.encoded is not None:
+        return _hash(_digests([Path(data.encoded) / "index.json"]))
+    return _hash(_digests(annotation_files(data.annotations)))
+
+
 def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
     """Refuse a cache made with something else.
 

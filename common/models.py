@@ -7,7 +7,7 @@ ignored.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -26,14 +26,19 @@ EMA_BOOKKEEPING = {
 }
 
 
+OD_VAE = "CausalVAEModel"  # how its config.json calls it
+
+
 class HubConfig(Config):
     """A config that also accepts the bookkeeping keys diffusers writes into `config.json`."""
+
+    bookkeeping: ClassVar[set[str]] = EMA_BOOKKEEPING
 
     @model_validator(mode="before")
     @classmethod
     def _drop_bookkeeping(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            return {k: v for k, v in data.items() if not str(k).startswith("_") and k not in EMA_BOOKKEEPING}
+            return {k: v for k, v in data.items() if not str(k).startswith("_") and k not in cls.bookkeeping}
         return data
 
 
@@ -67,6 +72,16 @@ class VAEConfig(HubConfig):
     l2_upsample_wavelet: Literal["InverseHaarWaveletTransform3D"] = "InverseHaarWaveletTransform3D"
     scale: tuple[float, ...] = (0.18215,)  # one per latent channel, or one for all
     shift: tuple[float, ...] = (0.0,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_od_vae(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("_class_name") == OD_VAE:
+            raise ValueError(
+                "this is OD-VAE of v1.2, wanted a WF-VAE; reconstruct and evaluate_vae take both, the "
+                "transformer of v1.3 knows the latents of WF-VAE alone"
+            )
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> "VAEConfig":
@@ -105,6 +120,8 @@ class CausalVAEConfig(HubConfig):
 
     Lists have one entry per level, from the pixels inwards; "" leaves a resampler out.
     """
+
+    bookkeeping = EMA_BOOKKEEPING | {"lr", "loss_type", "loss_params"}  # of its trainer
 
     hidden_size: int = 128
     z_channels: int = 4
@@ -171,6 +188,11 @@ class CausalVAEConfig(HubConfig):
                     f"{name} has {len(values)} entries, hidden_size_mult has {levels}; one per level"
                 )
         return self
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent channels."""
+        return self.embed_dim if self.use_quant_layer else self.z_channels
 
     @property
     def stride_thw(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 exists.
 """
 
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
@@ -9,12 +10,21 @@ from pydantic import Field, model_validator
 from .config import Config, build
 from .fvd import MIN_FRAMES
 from .given import GivenConfig
-from .models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
+from .models import (
+    OD_VAE,
+    CausalVAEConfig,
+    HubConfig,
+    TransformerConfig,
+    VAEConfig,
+    read_hub_config,
+    read_json,
+)
 from .parallel import Mesh
 from .samplers import SamplerTable, sampler_table
 from .schedules import Prediction, ScheduleConfig, Spacing
 from .sharing import Kind
 from .text import DType, TextConfig
+from .tiling import TilingConfig
 
 Device = Literal["auto", "cpu", "cuda", "ascend"]
 
@@ -67,6 +77,15 @@ def check_chunks(norm_type: str, chunk_frames: int, multiple: int = 1) -> None:
         )
     if chunk_frames % multiple:
         raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
+
+
+def resolve_vae(source: ModelSource) -> VAEConfig | CausalVAEConfig:
+    """The config of either VAE; `_class_name` says which it is."""
+    found = source.config
+    if found is None:
+        assert source.path is not None
+        found = read_json(Path(source.path) / "config.json")
+    return source.resolve(CausalVAEConfig if found.get("_class_name") == OD_VAE else VAEConfig, "vae")
 
 
 class VideoSize(Protocol):
@@ -167,8 +186,28 @@ class RoundTripConfig(Config):
     sample_posterior: bool = False
     seed: int = Field(default=0, ge=0)
     chunk_frames: int = Field(default=0, ge=0)  # pixel frames per chunk after the first; 0: the whole clip
+    encode_tiling: TilingConfig | None = None  # of OD-VAE: how a clip that does not fit into memory is cut
+    decode_tiling: TilingConfig | None = None
     device: Device = "auto"
     vae_dtype: DType = "float32"
+
+    def check_vae(self, vae: VAEConfig | CausalVAEConfig) -> None:
+        """Refuse parts of a clip that the VAE cannot take.
+
+        Raises:
+            ValueError: with the remedy.
+        """
+        if isinstance(vae, CausalVAEConfig):
+            if self.chunk_frames:
+                raise ValueError(
+                    "chunk_frames: OD-VAE's GroupNorm spans time, it cannot stream; set encode_tiling and "
+                    "decode_tiling instead"
+                )
+            return
+        if self.encode_tiling is not None or self.decode_tiling is not None:
+            raise ValueError("encode_tiling, decode_tiling: they are OD-VAE's; for WF-VAE set chunk_frames")
+        if self.chunk_frames:
+            check_chunks(vae.norm_type, self.chunk_frames, vae.stride_thw[0])
 
 
 class ReconstructConfig(RoundTripConfig):

@@ -16,8 +16,11 @@ from pydantic import Field, model_validator
 from .conditions import grid_inputs
 from .config import Config
 from .data.buckets import Bucket
+from .data.encoded import EncodedLoader
+from .data.t2v import T2VLoader
 from .data.t2v_config import T2VDataConfig
-from .diffusion import DiffusionConfig, mixture, told
+from .diffusion import DiffusionConfig, mixture, told, with_offset
+from .fingerprint import fingerprint
 from .given import Given, GivenConfig, check_given, read_given
 from .i2v_training import I2VConfig
 from .latents import draw_latents
@@ -48,6 +51,8 @@ FREE_KEYS = (
     "data.encoded",
     "data.workers",
     "data.prefetch",
+    "data.max_bad_share",
+    "data.token_multiple",  # for the report alone
     "validation",
     "ema_on_host",
     "encoders_on_host",
@@ -127,6 +132,20 @@ class T2VTrainConfig(Config):
                 f"(data parallel) x accumulate={self.accumulate}"
             )
         return own
+
+
+def open_loader(
+    config: T2VTrainConfig, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh
+) -> T2VLoader | EncodedLoader:
+    """Batches of one rank of a run, from the cache if there is one.
+
+    Raises:
+        ValueError: nothing to read, or a cache made with something else.
+    """
+    if data.encoded is None:
+        return T2VLoader(data, batch_size, seed, mesh)
+    made_with = fingerprint(config.vae, config.text, data, config.conditions)
+    return EncodedLoader(data, made_with, batch_size, seed, mesh)
 
 
 def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerConfig) -> list[Given]:
@@ -253,16 +272,15 @@ def noise_for(
     """The diffusion's noise (B,C,T,H,W), with its offset."""
     noise = draws("noise", shape, seed, step, places)
     if config.noise_offset:
-        offset = draws("noise offset", (shape[0], 1, 1, 1), seed, step, places)
-        noise = noise + np.float32(config.noise_offset) * offset
+        noise = with_offset(config, noise, draws("noise offset", (shape[0], 1, 1, 1), seed, step, places))
     return noise
 
 
 def announce(config: T2VTrainConfig, model: TransformerConfig, tokens: Sequence[int], batch: int) -> str:
-    """How many graphs a run compiles, one per number of tokens; and what ranks send each other.
+    """How many graphs of the step a run compiles, one per number of tokens; and what ranks send each other.
 
     Args:
-        tokens: of a clip of each bucket.
+        tokens: of a clip of each bucket, padding to one size included.
         batch: samples that share a forward pass.
 
     Raises:

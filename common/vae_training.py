@@ -13,7 +13,7 @@ from .runs import Device, DType, ModelSource
 from .training.loop import LoopConfig
 
 # what may change when a run goes on: where it runs, how it fits there, and what it is judged by
-FREE_KEYS = ("output", "device", "accumulate", "data.workers", "data.prefetch", "validation")
+FREE_KEYS = ("output", "device", "data.workers", "data.prefetch", "data.max_bad_share", "validation")
 
 
 class VAELossConfig(Config):
@@ -49,7 +49,9 @@ class VAETrainConfig(Config):
     data: ClipsConfig
     validation: VAEValidationConfig | None = None
     global_batch_size: int = Field(default=1, ge=1)  # clips of an update, of all ranks together
-    accumulate: int = Field(default=1, ge=1)  # parts that a rank's clips are cut into, to fit into memory
+    accumulate: int = Field(
+        default=1, ge=1
+    )  # parts that a rank's clips are cut into; a discriminator has statistics and a weight of each part
     optimizer: OptimConfig = OptimConfig(weight_decay=1e-4)
     disc_optimizer: OptimConfig = OptimConfig()
     ema_decay: float = Field(
@@ -70,6 +72,11 @@ class VAETrainConfig(Config):
         if self.loop.validate_every and self.validation is None:
             raise ValueError("loop.validate_every is set, but there is no validation section")
         return self
+
+    @property
+    def free_keys(self) -> tuple[str, ...]:
+        """What may change when a run goes on. With a discriminator parts are not the whole."""
+        return FREE_KEYS if self.discriminator is not None else (*FREE_KEYS, "accumulate")
 
     def per_rank(self, mesh: Mesh) -> int:
         """Clips of an update on one rank.

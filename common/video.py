@@ -6,6 +6,7 @@ place in a decode from the start; jumps go by the timestamps that decode produce
 Shape legend: T frames, H height, W width, C channels (RGB). Pixels are uint8.
 """
 
+import io
 import math
 import operator
 from bisect import bisect_right
@@ -245,6 +246,24 @@ def write_video(path: str | Path, frames_THWC: np.ndarray, fps: float) -> None:
         raise ValueError(f"writing {path}: got fps={fps}, wanted a positive number; 24 is usual")
     with whole_file(path) as temporary:
         _encode(temporary, frames_THWC, rate)
+
+
+def animated_png(frames_THWC: np.ndarray, fps: float) -> bytes:
+    """Uint8 RGB frames as a PNG that every browser plays, without end and without loss.
+
+    Raises:
+        ValueError: pixels that are not uint8 RGB.
+    """
+    check_frames(frames_THWC, "animated PNG")
+    file = io.BytesIO()
+    with av.open(file, "w", format="apng", options={"plays": "0"}) as container:
+        stream = container.add_stream("apng", rate=Fraction(fps).limit_denominator(1001))
+        _, stream.height, stream.width, _ = frames_THWC.shape
+        stream.pix_fmt = "rgb24"
+        for frame_HWC in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def _encode(path: Path, frames_THWC: np.ndarray, rate: Fraction) -> None:

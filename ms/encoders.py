@@ -12,13 +12,8 @@ import numpy as np
 from mindspore import nn
 
 from common.cli import Stopwatch
-from common.data.encoded import EncodedLoader
-from common.data.t2v import T2VLoader
-from common.data.t2v_config import T2VDataConfig
-from common.fingerprint import fingerprint
 from common.models import TransformerConfig, VAEConfig
-from common.parallel import Mesh
-from common.runs import ModelSource
+from common.runs import ModelSource, check_chunks
 from common.t2v_training import T2VTrainConfig
 from common.text import TextConfig, tokenize
 
@@ -48,7 +43,12 @@ class ClipEncoder:
         Args:
             chunk_frames: pixel frames encoded at a time after the first; 0: the whole clip.
             on_host: the VAE rests in the host's memory between uses.
+
+        Raises:
+            ValueError: the VAE cannot encode in chunks, or not in these.
         """
+        if chunk_frames:
+            check_chunks(config.norm_type, chunk_frames, config.stride_thw[0])
         self.vae: WFVAE = load_vae(source, config, dtype, device)
         self.chunk_frames = chunk_frames
         self.at_work = resting(self.vae, device, on_host)
@@ -117,15 +117,6 @@ class Encoders:
                 config.text, device, model.caption_channels, config.encoders_on_host
             )
         self.prompts = self.text([validation.negative_prompt, *prompts]) if validation and prompts else None
-
-    def loader(
-        self, data: T2VDataConfig, batch_size: int, seed: int, mesh: Mesh
-    ) -> T2VLoader | EncodedLoader:
-        """Batches of one rank, from the cache if there is one."""
-        if data.encoded is None:
-            return T2VLoader(data, batch_size, seed, mesh)
-        made_with = fingerprint(self.config.vae, self.config.text, data, self.config.conditions)
-        return EncodedLoader(data, made_with, batch_size, seed, mesh)
 
     def maker(self, sampler: LatentSampler, noise_strength: float) -> VideoMaker:
         """What makes videos of the sampler's latents."""

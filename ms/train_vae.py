@@ -15,7 +15,7 @@ from common.models import VAEConfig
 from common.noise import index_of, normal
 from common.parallel import mesh_from_environment
 from common.training.loop import Batch, Validation, run_loop
-from common.vae_training import FREE_KEYS, VAETrainConfig
+from common.vae_training import VAETrainConfig
 
 from . import runtime
 from .discriminator import Discriminator
@@ -157,7 +157,7 @@ def train(config: VAETrainConfig) -> None:
             f"data: {loader.summary()}\nmodel: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks"
         )
     try:
-        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
+        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, config.free_keys)
     finally:  # a session that is stopped has skipped files too, and each rank its own
         if loader.broken:
             print(f"rank {ranks.rank}: {loader.summary()}")

@@ -3,6 +3,7 @@ python -m pt.evaluate_vae CONFIG input=videos [key=value ...]
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +13,14 @@ from common.evaluation import Clip, Score
 from common.fvd import i3d_input
 from common.images import to_model, to_uint8, write_png
 from common.metrics import psnr_ssim_T
-from common.models import VAEConfig
-from common.runs import EvaluateVAEConfig
+from common.runs import EvaluateVAEConfig, resolve_vae
 
 from . import runtime
 from .i3d import I3D
 from .loading import load_i3d, load_lpips, load_vae
 from .lpips import LPIPS
 from .reconstruct import round_trip
-from .vae import WFVAE, check_clip
+from .vae import check_clip
 
 USAGE = """
 python -m pt.evaluate_vae CONFIG [key=value ...]
@@ -33,7 +33,8 @@ LPIPS_FRAMES = 8  # looked at together; more only costs memory
 def evaluate_vae(config: EvaluateVAEConfig) -> None:
     """Print a table, and write evaluation.json and evaluation.png (original, reconstruction, error)."""
     device = runtime.setup(config.device)
-    vae_config = config.vae.resolve(VAEConfig, "vae")
+    vae_config = resolve_vae(config.vae)
+    config.check_vae(vae_config)
     check_clip(vae_config, (config.batch_size, 3, config.num_frames, config.height, config.width))
     paths = find_videos(config.input)
     folder = cli.prepare_folder(config.output)
@@ -83,7 +84,7 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
     print(folder / "evaluation.json", file=sys.stderr)
 
 
-def restore(vae: WFVAE, clips: list[Clip], config: EvaluateVAEConfig, index: int) -> list[np.ndarray]:
+def restore(vae: Any, clips: list[Clip], config: EvaluateVAEConfig, index: int) -> list[np.ndarray]:
     """The clips through the VAE and back, as 8-bit frames; `index` numbers the first of them."""
     x_BCTHW = np.concatenate([to_model(clip.frames_THWC) for clip in clips])
 

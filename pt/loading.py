@@ -11,12 +11,13 @@ from torch import nn
 from common.checkpoint import StoredWeights
 from common.condition_layers import add_condition_layers, fresh_transformer
 from common.judges import DiscriminatorConfig, I3DConfig, LPIPSConfig
-from common.models import HubConfig, TransformerConfig, VAEConfig, read_hub_config
+from common.models import CausalVAEConfig, HubConfig, TransformerConfig, VAEConfig, read_hub_config
 from common.noise import fresh_weights, initial_weights
 from common.runs import ModelSource
 from common.sharing import Kind, check_sharing
 
 from . import runtime
+from .causal_vae import CausalVAE
 from .discriminator import Discriminator
 from .i3d import I3D
 from .lpips import LPIPS
@@ -55,13 +56,16 @@ def load_transformer(
     return _load(build, source, config, dtype, device, "transformer", draw, complete)
 
 
-def load_vae(source: ModelSource, config: VAEConfig, dtype: str, device: str, fresh: bool = False) -> WFVAE:
-    """The video VAE, ready for inference.
+def load_vae(
+    source: ModelSource, config: VAEConfig | CausalVAEConfig, dtype: str, device: str, fresh: bool = False
+) -> Any:
+    """The video VAE that the config is of, WFVAE or CausalVAE, ready for inference.
 
     Args:
         fresh: random weights are such as training starts from.
     """
-    return _load(WFVAE, source, config, dtype, device, "vae", DRAWS[fresh])
+    build = CausalVAE if isinstance(config, CausalVAEConfig) else WFVAE
+    return _load(build, source, config, dtype, device, "vae", DRAWS[fresh])
 
 
 def start_discriminator(

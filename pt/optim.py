@@ -48,11 +48,12 @@ class Step(nn.Module):
         self.mean = shards.mean
 
     def forward(self, controls: Tensor, *inputs: Tensor) -> tuple:
-        """Terms averaged over ranks, the gradients' norm before clipping, and whether it was finite."""
+        """Terms averaged over ranks, the gradients' norm before clipping, and whether all was finite."""
         values, grads = self.gradients(*inputs, controls[LOSS_SCALE])
-        norm, finite = self.update(grads, controls)
+        terms = self.mean(values[1])
+        norm, finite = self.update(grads, controls, terms)
         self.loss.after(values[2:], finite)
-        return self.mean(values[1]), norm, finite
+        return terms, norm, finite
 
 
 class Accumulate(nn.Module):
@@ -76,8 +77,9 @@ class Accumulate(nn.Module):
         for i in range(len(self.sums)):
             grad = self.update.shards.mean_part(vectors[i]) if self.early else vectors[i]
             ops.assign(self.sums[i], self.sums[i] + self.share * grad)
-        self.loss.after(values[2:], ops.isfinite(values[0]))
-        return self.mean(values[1])
+        terms = self.mean(values[1])
+        self.loss.after(values[2:], ops.isfinite(terms.sum()))
+        return terms
 
 
 class Apply(nn.Module):
@@ -89,10 +91,10 @@ class Apply(nn.Module):
         self.sums = accumulate.sums
         self.early = accumulate.early
 
-    def forward(self, controls: Tensor) -> tuple:
-        """The gradients' norm before clipping, and whether it was finite."""
+    def forward(self, controls: Tensor, terms: Tensor) -> tuple:
+        """The gradients' norm before clipping, and whether it and the loss's terms were finite."""
         grads = [total * 1.0 if self.early else self.update.shards.mean_part(total) for total in self.sums]
-        result = self.update.by(grads, controls)
+        result = self.update.by(grads, controls, terms)
         for total in self.sums:
             ops.assign(total, ops.zeros_like(total))
         return result
@@ -103,7 +105,8 @@ class Update(nn.Module):
 
     Parameters are joined to a few long vectors, so that the graph has a few operators instead of dozens per
     parameter (40 s of compiling became 8 at 152 parameters), and ranks exchange long messages. Where the
-    gradients are not finite nothing changes.
+    gradients or the loss's terms are not finite nothing changes: a loss can overflow whose gradient, a sign,
+    does not.
     """
 
     def __init__(self, params: Mapping, config: OptimConfig, shards: Shards, average: bool):
@@ -121,15 +124,17 @@ class Update(nn.Module):
         """A tensor for each parameter -> long vectors."""
         return [ops.join(tensors[start:stop]) for start, stop in self.spans]
 
-    def forward(self, grads: tuple, controls: Tensor) -> tuple:
-        """The norm of the gradients, averaged over ranks and unscaled, and whether it is finite."""
-        return self.by([self.shards.mean_part(grad) for grad in self.join(grads)], controls)
+    def forward(self, grads: tuple, controls: Tensor, terms: Tensor) -> tuple:
+        """The norm of the gradients, averaged over ranks and unscaled, and whether it and the terms, averaged
+        over ranks too, are finite.
+        """
+        return self.by([self.shards.mean_part(grad) for grad in self.join(grads)], controls, terms)
 
-    def by(self, grads: list, controls: Tensor) -> tuple:
+    def by(self, grads: list, controls: Tensor, terms: Tensor) -> tuple:
         """The update by this rank's parts of the joined gradients, averaged over ranks."""
         grads = [grad / controls[LOSS_SCALE] for grad in grads]
         norm = ops.sqrt(self.shards.total(sum_of_squares(grads)))
-        finite = ops.isfinite(norm)
+        finite = ops.isfinite(norm + terms.sum())
         limit = ops.clamp(self.config.max_grad_norm / (norm + 1e-6), 0.0, 1.0)
         for i, (start, stop) in enumerate(self.spans):
             params = self.params[start:stop]

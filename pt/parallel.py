@@ -2,12 +2,15 @@
 processes.
 """
 
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from common.parallel import Mesh
+
+PATIENCE = timedelta(hours=2)  # of a rank that waits for others; NCCL's own 10 minutes are too few
 
 
 class Group(NamedTuple):
@@ -111,7 +114,8 @@ class Ranks:
         self.size = mesh.size
         self.device = device
         if mesh.size > 1:
-            distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+            # ranks wait for one that samples or writes; one that died is noticed elsewhere (presence.py)
+            distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
         self.mean = Mean(mesh.size)
 
     def everyone(self) -> Group:

@@ -3,22 +3,23 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common import cli
 from common.images import resize_crop, side_by_side, to_model, to_uint8
 from common.metrics import psnr_ssim_T
-from common.models import VAEConfig
 from common.noise import normal
 from common.outputs import write_frames, write_tensors
-from common.runs import ReconstructConfig, RoundTripConfig
+from common.runs import ReconstructConfig, RoundTripConfig, resolve_vae
 from common.video import VideoReader
 
 from . import runtime
 from .loading import load_vae
 from .posterior import posterior_sample, split_moments
-from .vae import WFVAE, check_clip
+from .tiling import decode_tiled, encode_tiled
+from .vae import check_clip
 
 USAGE = """
 python -m pt.reconstruct CONFIG [key=value ...]
@@ -29,7 +30,8 @@ python -m pt.reconstruct CONFIG [key=value ...]
 def reconstruct(config: ReconstructConfig) -> None:
     """Write the reconstruction, a side-by-side with the original, and a report; print the metrics."""
     device = runtime.setup(config.device)
-    vae_config = config.vae.resolve(VAEConfig, "vae")
+    vae_config = resolve_vae(config.vae)
+    config.check_vae(vae_config)
     check_clip(vae_config, (1, 3, config.num_frames, config.height, config.width))
     folder = cli.prepare_folder(config.output)
     watch = cli.Stopwatch()
@@ -69,15 +71,19 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(f"{folder / names[0]}  PSNR {psnr:.2f} dB  SSIM {ssim:.4f}  ({len(restored_THWC)} frames)")
 
 
-def round_trip(vae: WFVAE, x_BCTHW: np.ndarray, config: RoundTripConfig, index: int = 0) -> np.ndarray:
+def round_trip(vae: Any, x_BCTHW: np.ndarray, config: RoundTripConfig, index: int = 0) -> np.ndarray:
     """Encode and decode; the posterior's mean unless `sample_posterior`.
 
     Args:
+        vae: WFVAE or CausalVAE.
         index: number of the first clip, whose noise it draws; the others follow.
     """
-    stride_t = vae.config.stride_thw[0]
     with runtime.inference():
-        moments = vae.encode(runtime.to_tensor(x_BCTHW, config.vae_dtype), config.chunk_frames)
+        x = runtime.to_tensor(x_BCTHW, config.vae_dtype)
+        if config.encode_tiling is None:
+            moments = vae.encode(x, config.chunk_frames)
+        else:
+            moments = encode_tiled(vae, x, config.encode_tiling)
         if config.sample_posterior:
             B, _, T, H, W = moments.shape
             shape = (1, vae.config.latent_dim, T, H, W)
@@ -85,7 +91,9 @@ def round_trip(vae: WFVAE, x_BCTHW: np.ndarray, config: RoundTripConfig, index: 
             z = posterior_sample(moments, runtime.to_tensor(noise, config.vae_dtype))
         else:
             z = split_moments(moments)[0]
-        return runtime.to_numpy(vae.decode(z, config.chunk_frames // stride_t))
+        if config.decode_tiling is not None:
+            return runtime.to_numpy(decode_tiled(vae, z, config.decode_tiling))
+        return runtime.to_numpy(vae.decode(z, config.chunk_frames // vae.config.stride_thw[0]))
 
 
 if __name__ == "__main__":

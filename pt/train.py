@@ -1,5 +1,6 @@
 """Training the text-to-video transformer: python -m pt.train CONFIG [key=value ...]"""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
@@ -13,6 +14,7 @@ from common.condition_layers import begins_conditions
 from common.data.encoded import EncodedLoader
 from common.data.t2v import T2VLoader
 from common.diffusion import draw_timesteps
+from common.fingerprint import clips_of
 from common.i2v_training import Draw, check_conditions, show
 from common.images import contact_sheet, to_uint8
 from common.masks import MaskConfig, latent_mask
@@ -25,6 +27,7 @@ from common.t2v_training import (
     T2VTrainConfig,
     announce,
     noise_for,
+    open_loader,
     sample_condition,
     sample_latents,
     step_inputs,
@@ -42,18 +45,21 @@ from .loading import load_transformer
 from .parallel import Ranks
 from .pipeline import LatentSampler
 from .training import Trained, to_device
+from .zero import sharding
 
 USAGE = """
 python -m pt.train CONFIG [key=value ...]
     python -m pt.train configs/train_tiny_1.yaml data.encoded=null output=outputs/my_model
 """
-SHOWN = 8  # frames of a validation's video
+SHOWN = 8  # frames of a validation's video in its picture
+CLIPS = "data.sha256"  # in a checkpoint: which clips it was trained on
 
 
 class T2VTraining:
     """A transformer in training: the task of `common.training.loop`."""
 
     def __init__(self, config: T2VTrainConfig, device: str, mesh: Mesh, ranks: Ranks):
+        """What costs little is checked first: weights take minutes to load."""
         self.config, self.ranks = config, ranks
         self.mesh = config.samples_mesh(mesh)
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
@@ -61,8 +67,10 @@ class T2VTraining:
         check_pair(self.vae_config, self.model_config)
         check_conditions(config.conditions, self.model_config)
         self.given = validation_given(config, self.vae_config, self.model_config)
-        self.encoders = Encoders(config, self.vae_config, self.model_config, device)
+        sharding(ranks, config.parallel.zero)  # refused, if it is, before anything is loaded
+        self.clips = clips_of(config.data)
         self.held_out = self.open_held_out()
+        self.encoders = Encoders(config, self.vae_config, self.model_config, device)
         self.transformer = load_transformer(
             config.transformer,
             self.model_config,
@@ -99,7 +107,7 @@ class T2VTraining:
         timesteps = draw_timesteps(
             self.config.diffusion, self.config.seed, step, self.config.global_batch_size
         )
-        cells = self._kept_cells(samples)
+        cells = self._kept_cells(samples, self.config.accumulate)
         parts = []
         for part in np.split(np.arange(len(places)), self.config.accumulate):
             mine = [places[i] for i in part]
@@ -148,28 +156,27 @@ class T2VTraining:
         given = (latent, samples, timesteps_B, noise, condition, kept_cells)
         return step_inputs(diffusion, self.model_config, *given, dtype=self.config.dtype)
 
-    def _kept_cells(self, samples: Samples) -> float | None:
+    def _kept_cells(self, samples: Samples, parts: int) -> float | None:
         """Cells with video in a part, on average over parts and ranks: all of them make one mean."""
-        if self.config.data.group:
+        if samples.keep_BTHW is None:  # on no rank
             return None
-        B, Z, T, H, W = samples.moments_BZTHW.shape
-        kept = B * T * H * W if samples.keep_BTHW is None else samples.keep_BTHW.sum()
-        return self.ranks.average(float(kept)) / self.config.accumulate
+        return self.ranks.average(float(samples.keep_BTHW.sum())) / parts
 
     def validate(self, step: int) -> Validation:
         """The loss on clips kept apart, and videos of the prompts, by the averaged weights."""
         validation = self.config.validation
         assert validation is not None
-        scalars, pictures = {}, {}
+        scalars, pictures, videos = {}, {}, {}
         averages = self.averages()
         with self.averaged(averages), self.whole():
             if self.held_out is not None:
                 scalars["loss"] = self.ranks.average(self._validation_loss(self.held_out))
             if validation.prompts and self.mesh.rank == 0:  # and all that share its sequence
-                pictures["samples"] = np.concatenate(
-                    [contact_sheet(video, SHOWN, SHOWN) for video in self.draw()]
-                )
-        return Validation(scalars.get("loss"), scalars, pictures)
+                drawn = self.draw()
+                pictures["samples"] = np.concatenate([contact_sheet(video, SHOWN, SHOWN) for video in drawn])
+                if validation.num_frames > 1:
+                    videos = {f"sample {i + 1}": video for i, video in enumerate(drawn)}
+        return Validation(scalars.get("loss"), scalars, pictures, videos, self.config.data.fps)
 
     def open_held_out(self) -> T2VLoader | EncodedLoader | None:
         """The validation's clips; opened before the first step, so that a wrong path shows then."""
@@ -177,7 +184,7 @@ class T2VTraining:
         if validation is None or validation.data is None:
             return None
         share = self.mesh.share(range(self.held_out_batch))
-        return self.encoders.loader(validation.data, len(share), self.config.seed + 1, self.mesh)
+        return open_loader(self.config, validation.data, len(share), self.config.seed + 1, self.mesh)
 
     @property
     def held_out_batch(self) -> int:
@@ -192,7 +199,7 @@ class T2VTraining:
             timesteps = draw_timesteps(self.config.diffusion, seed, step, self.held_out_batch)[places]
             masks = self.config.conditions and self.config.conditions.stages[-1]  # the same at any time
             samples = self.samples(batch, Draw(seed, step, places), masks)
-            inputs = self.inputs(seed, step, places, samples, timesteps)
+            inputs = self.inputs(seed, step, places, samples, timesteps, self._kept_cells(samples, 1))
             with runtime.inference():
                 terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
             losses.append(float(runtime.to_numpy(terms)[0]))
@@ -240,12 +247,18 @@ class T2VTraining:
 
     def state(self) -> Mapping[str, np.ndarray]:
         """All ranks hold the same, so each writes its share."""
-        state = self.trained.state()
+        state = self.trained.state() | {CLIPS: np.frombuffer(bytes.fromhex(self.clips), np.uint8)}
         return {name: state[name] for name in sorted(state)[self.ranks.rank :: self.ranks.size]}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take back what the ranks gave together."""
+        """Take back what the ranks gave together; other clips than before are told of."""
         self.trained.restore(state)
+        if self.ranks.rank == 0 and CLIPS in state and state[CLIPS].tobytes().hex() != self.clips:
+            print(
+                "warning: the clips are not those of the run that is resumed: annotations or the cache "
+                "changed; it goes on in the order of what is there now",
+                file=sys.stderr,
+            )
 
     def export(self, folder: Path) -> None:
         """The averaged weights as a model directory."""
@@ -260,22 +273,23 @@ def train(config: T2VTrainConfig) -> None:
     samples_mesh = config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
     cli.prepare_folder(config.output)
+    per_rank = config.global_batch_size // samples_mesh.size
+    loader = open_loader(config, config.data, per_rank, config.seed, samples_mesh)
+    report = loader.report()
+    model_config = config.transformer.resolve(TransformerConfig, "transformer")
+    announced = announce(config, model_config, report.tokens, per_rank // config.accumulate)
+    if mesh.rank == 0:
+        print(f"{report}\n{announced}")
     ranks = Ranks(mesh, device)
     task = T2VTraining(config, device, mesh, ranks)
-    per_rank = config.global_batch_size // samples_mesh.size
-    loader = task.encoders.loader(config.data, per_rank, config.seed, samples_mesh)
     if ranks.rank == 0:
-        report = loader.report()
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
-        print(report)
         print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")
         if begins_conditions(config.transformer, task.model_config) and not checkpoints(config.output):
             print(
                 f"transformer: {config.transformer.path} is a text-to-video model; the layers that let "
                 "images in are new and start at zero"
             )
-        tokens = [bucket.tokens_per_clip for bucket in report.buckets]
-        print(announce(config, task.model_config, tokens, per_rank // config.accumulate))
     try:
         outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
     finally:  # a session that is stopped has skipped clips too, and each rank its own

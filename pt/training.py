@@ -64,7 +64,8 @@ class Trained:
                 None.
 
         Raises:
-            NotFinite: the loss, or a gradient at every loss scale, is not finite; nothing was changed.
+            NotFinite: terms of the loss, or a gradient at every loss scale, are not finite; no parameter,
+                moment or average was changed.
         """
         assert len(parts) == self.parts
         lr = self.config.rate(self.updates + 1)
@@ -72,9 +73,9 @@ class Trained:
         numbers = controls(self.config, self.updates + 1, lr, decay, self.scale.value)
         terms, norm, finite = self._run(runtime.to_tensor(numbers), parts)
         values = dict(zip(self.loss.terms, map(float, runtime.to_numpy(terms)), strict=True))
-        for name, value in values.items():
-            if not np.isfinite(value):
-                raise NotFinite(name)
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            raise NotFinite(", ".join(wrong))
         if bool(runtime.to_numpy(finite)):
             self.updates += 1
             self.scale.fitted()
@@ -91,9 +92,10 @@ class Trained:
     def _run(self, numbers: Tensor, parts: Sequence[Sequence]) -> tuple:
         if self.parts == 1:
             return self.one_step(numbers, *map(to_device, parts[0]))
-        terms = [self.accumulate(numbers, *map(to_device, part)) for part in parts]
-        norm, finite = self.apply(numbers)
-        return sum(terms[1:], terms[0]) / self.parts, norm, finite
+        first, *others = [self.accumulate(numbers, *map(to_device, part)) for part in parts]
+        terms = sum(others, first) / self.parts
+        norm, finite = self.apply(numbers, terms)
+        return terms, norm, finite
 
     def _average_on_host(self, share: np.float32) -> None:
         for name, average in (self.host_averages or {}).items():

@@ -55,7 +55,12 @@ def pytest_collection_modifyitems(items):
                 )
 
 
-TREES = [pytest.param("ms", marks=pytest.mark.ms), pytest.param("pt", marks=pytest.mark.pt)]
+MS = pytest.param("ms", marks=pytest.mark.ms)
+SLOW_MS = pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow])  # compiles for long
+PT = pytest.param("pt", marks=pytest.mark.pt)
+TREES = [MS, PT]
+ONLY_PT = pytest.mark.parametrize("tree", [PT], indirect=True)  # of what both trees have from common/
+PT_AND_SLOW_MS = pytest.mark.parametrize("tree", [PT, SLOW_MS], indirect=True)
 
 
 def pytest_generate_tests(metafunc):

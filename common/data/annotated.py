@@ -75,7 +75,7 @@ class AnnotatedClips:
         """What the scan found and how an epoch is made of it."""
         batches = [-(-len(group) // self.batch) for group in self.groups]
         clips = sum(map(len, self.groups))
-        steps = self._deal.steps_per_epoch
+        steps, size = self._deal.steps_per_epoch, self.pad_to()
         return Report(
             source=str(self.config.annotations),
             scanned=len(self.annotations),
@@ -92,8 +92,9 @@ class AnnotatedClips:
             steps_per_epoch=steps,
             repeated=steps * self.batch - clips,
             padding_share=padding_share(
-                self.buckets, [len(group) for group in self.groups], self.pad_to(), self.config.token_multiple
+                self.buckets, [len(group) for group in self.groups], size, self.config.token_multiple
             ),
+            padded_to=size and size.num_tokens,
         )
 
     def _large(self, groups: list[np.ndarray]) -> list[np.ndarray]:

@@ -32,6 +32,12 @@ class Report:
     steps_per_epoch: int | None
     repeated: int  # samples that fill up the last batch of a bucket
     padding_share: float  # of the tokens that the model computes
+    padded_to: int | None = None  # tokens of every clip, where all are padded to one size
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of a clip of each bucket, as the model computes it."""
+        return [self.padded_to or line.tokens_per_clip for line in self.buckets]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -62,7 +62,7 @@ class T2VLoader:
         """(step, batch) for each step before `stop_step`; None: endlessly.
 
         A batch has `x_BCTHW` (float32 in [-1, 1]), `captions`, `names` and `numbers` (lists; a number is that
-        of one clip), and `keep_BTHW`: which latent cells hold video, or None where all do.
+        of one clip), and `keep_BTHW`: which latent cells hold video, or None where batches are not padded.
 
         Raises:
             ValueError: more than `max_bad_share` of the clips tried so far are broken.
@@ -91,7 +91,7 @@ class T2VLoader:
         return {
             "x_BCTHW": x_BCTHW,
             "captions": [sample.caption for sample in samples],
-            "keep_BTHW": None if keep_BTHW is None or keep_BTHW.all() else keep_BTHW,
+            "keep_BTHW": keep_BTHW,
             "names": [sample.name for sample in samples],
             "numbers": [sample.number for sample in samples],
         }

@@ -1,7 +1,8 @@
 """TensorBoard's event files, written without TensorBoard or a framework.
 
 A file is a sequence of records: length, its checksum, an `Event` protocol buffer, its checksum (TensorFlow's
-TFRecord; the checksum is CRC-32C, RFC 3720 appendix B, masked). Only scalars and pictures are written.
+TFRecord; the checksum is CRC-32C, RFC 3720 appendix B, masked). Only scalars, pictures and videos are
+written.
 """
 
 import struct
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from common.video import animated_png
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
@@ -32,16 +35,23 @@ class EventFile:
 
     def picture(self, tag: str, image_HWC: np.ndarray, step: int) -> None:
         """A uint8 RGB picture."""
-        H, W, C = image_HWC.shape
         _, png = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
-        image = _integer(1, H) + _integer(2, W) + _integer(3, C) + _bytes(4, png.tobytes())
-        self._summary(step, _bytes(1, tag.encode()) + _bytes(4, image))
+        self._image(tag, image_HWC.shape, png.tobytes(), step)
+
+    def video(self, tag: str, frames_THWC: np.ndarray, fps: float, step: int) -> None:
+        """uint8 RGB frames, as a PNG that moves: TensorBoard hands it to the browser, which plays it."""
+        self._image(tag, frames_THWC.shape[1:], animated_png(frames_THWC, fps), step)
 
     def flush(self) -> None:
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+    def _image(self, tag: str, size_HWC: tuple, png: bytes, step: int) -> None:
+        H, W, C = size_HWC
+        image = _integer(1, H) + _integer(2, W) + _integer(3, C) + _bytes(4, png)
+        self._summary(step, _bytes(1, tag.encode()) + _bytes(4, image))
 
     def _summary(self, step: int, value: bytes) -> None:
         self._write(_integer(2, step) + _bytes(5, _bytes(1, value)))

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.images import write_png
+from common.video import write_video
 
 from .event_file import EventFile
 
@@ -31,6 +32,8 @@ class Validation(NamedTuple):
     score: float | None
     scalars: Mapping[str, float] = {}
     pictures: Mapping[str, np.ndarray] = {}  # uint8 RGB (H, W, 3)
+    videos: Mapping[str, np.ndarray] = {}  # uint8 RGB (T, H, W, 3)
+    fps: float = 16.0  # of the videos
 
 
 class NoLog:
@@ -77,7 +80,7 @@ class RunLog(NoLog):
             print(f"step {done}/{self._total}  {self._told(done, scalars)}", file=sys.stderr, flush=True)
 
     def validation(self, done: int, found: Validation) -> None:
-        """The validation after step `done`: into that step's row, TensorBoard and `pictures/`."""
+        """The validation after step `done`: into that step's row, TensorBoard, `pictures/` and `videos/`."""
         found_scalars = found.scalars if found.score is None else {"score": found.score, **found.scalars}
         scalars = {f"validation/{name}": float(value) for name, value in found_scalars.items()}
         self._row |= scalars
@@ -85,11 +88,18 @@ class RunLog(NoLog):
             self._events.scalar(name, value, done)
         for name, image_HWC in found.pictures.items():
             self._events.picture(f"validation/{name}", image_HWC, done)
-            file = self._folder / "pictures" / f"step-{done:08d}-{name.replace('/', '-')}.png"
-            file.parent.mkdir(exist_ok=True)
-            write_png(file, image_HWC)
+            write_png(self._file("pictures", done, name, "png"), image_HWC)
+        for name, frames_THWC in found.videos.items():
+            self._events.video(f"validation/{name}", frames_THWC, found.fps, done)
+            write_video(self._file("videos", done, name, "mp4"), frames_THWC, found.fps)
         self._events.flush()
         self.note(f"validation after step {done}: {_numbers(found_scalars) or 'pictures'}")
+
+    def _file(self, kind: str, done: int, name: str, suffix: str) -> Path:
+        """Where something of a validation goes."""
+        file = self._folder / kind / f"step-{done:08d}-{name.replace('/', '-').replace(' ', '-')}.{suffix}"
+        file.parent.mkdir(exist_ok=True)
+        return file
 
     def note(self, text: str) -> None:
         """A line for people, above the bar."""

@@ -46,11 +46,13 @@ class LoopConfig(Config):
 
 
 class NotFinite(Exception):  # noqa: N818 an event a task reports; run_loop makes it an error
-    """A loss or gradient is not finite; raised before any weight changed, on every rank or on none."""
+    """Terms of a loss or a gradient are not finite; raised before any weight changed, on every rank or on
+    none.
+    """
 
-    def __init__(self, term: str) -> None:
-        super().__init__(f"{term} is not finite")
-        self.term = term
+    def __init__(self, terms: str) -> None:
+        super().__init__(f"not finite: {terms}")
+        self.terms = terms
 
 
 class Task(Protocol):
@@ -192,7 +194,7 @@ class _Loop:
             scalars = self.task.step(step, batch)
         except NotFinite as stop:
             raise ValueError(
-                f"{what} {stop.term}; the batch: {names}; the weights are as before the step. "
+                f"{what} {stop.terms}; the batch: {names}; the weights are as before the step. "
                 "Look at those items, or lower the learning rate and start from an earlier checkpoint"
             ) from None
         wrong = [name for name, value in scalars.items() if not math.isfinite(value)]

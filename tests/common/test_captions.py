@@ -1,23 +1,16 @@
 """Captions equal the reference's, byte for byte; prompts are read from wherever the user has them."""
 
-import json
 import warnings
-from pathlib import Path
 
 import pytest
 
 from common import captions
+from tests.recorded import recorded
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict:
-    folders = [
-        Path(__file__).resolve().parents[n] / name for n, name in ((3, "shared/goldens"), (1, "goldens/data"))
-    ]
-    for folder in folders:
-        if (folder / "captions.json").is_file():
-            return json.loads((folder / "captions.json").read_text())
-    pytest.skip(f"no captions.json in {' or '.join(map(str, folders))}")
+    return recorded("captions").data
 
 
 class Script:

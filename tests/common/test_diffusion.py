@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.diffusion import DiffusionConfig, draw_timesteps, mixture
+from common.diffusion import DiffusionConfig, draw_timesteps, mixture, told
 from common.optim import warmed_ema_decay
 from common.schedules import ScheduleConfig, alphas_cumprod
 
@@ -48,6 +48,12 @@ def test_a_weight_that_does_not_exist_is_refused():
         mixture(DiffusionConfig(prediction_type="epsilon", schedule=ZERO_SNR, snr_gamma=5), [999])
     with pytest.raises(ValueError, match="leave it out with flow"):
         mixture(DiffusionConfig(prediction_type="flow", snr_gamma=5), [1])
+
+
+def test_a_flow_tells_the_model_its_noise_level():
+    flow = DiffusionConfig(prediction_type="flow", schedule={"shift": 3.0})
+    assert told(flow, [999, 499]).tolist() == [1000.0, pytest.approx(750.0)]
+    assert told(DiffusionConfig(), [999, 0]).tolist() == [999.0, 0.0]
 
 
 def test_ranks_cover_all_timesteps_between_them():

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from common import images
+from tests.recorded import recorded
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -172,16 +172,9 @@ def test_pixels_are_cut_and_truncated():
 
 
 def test_pixels_equal_the_reference():
-    folders = [
-        Path(__file__).resolve().parents[n] / name for n, name in ((3, "shared/goldens"), (1, "goldens/data"))
-    ]
-    files = [folder / "sample_t2v_ddim.safetensors" for folder in folders]
-    found = [file for file in files if file.is_file()]
-    if not found:
-        pytest.skip(f"none of {', '.join(map(str, files))}")
-    golden = load_file(found[0])
-    decoded_BCTHW = golden["out.decoded_float"].swapaxes(1, 2)
-    assert (images.to_uint8(decoded_BCTHW) == golden["out.video_uint8"][0]).all()
+    outputs = recorded("sample_t2v_ddim").outputs
+    decoded_BCTHW = outputs["decoded_float"].swapaxes(1, 2)
+    assert (images.to_uint8(decoded_BCTHW) == outputs["video_uint8"][0]).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 4, 4), (4, 1, 4, 4), (3, 4, 4)])

@@ -1,24 +1,12 @@
 """PSNR and SSIM equal the reference's numbers and their own definitions."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from common import metrics
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    folders = [
-        Path(__file__).resolve().parents[n] / name for n, name in ((3, "shared/goldens"), (1, "goldens/data"))
-    ]
-    for folder in folders:
-        if (folder / "metrics_psnr_ssim.safetensors").is_file():
-            return load_file(folder / "metrics_psnr_ssim.safetensors")
-    pytest.skip(f"no metrics_psnr_ssim.safetensors in {' or '.join(map(str, folders))}")
+from tests.recorded import recorded
 
 
 def clips(channels: int = 3, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -33,19 +21,20 @@ def clips(channels: int = 3, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
     [("psnr", metrics.psnr_BT, 2e-4, 1e-6), ("ssim", metrics.ssim_BT, 2e-6, 1e-7)],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_metrics_equal_the_reference(golden, name, metric, atol, std_atol, channels):
-    a_BCTHW, b_BCTHW = (golden[f"in.video_{which}_c{channels}"].swapaxes(1, 2) for which in "ab")
+def test_metrics_equal_the_reference(name, metric, atol, std_atol, channels):
+    case = recorded("metrics_psnr_ssim")
+    a_BCTHW, b_BCTHW = (case.inputs[f"video_{which}_c{channels}"].swapaxes(1, 2) for which in "ab")
     values_BT = metric(a_BCTHW, b_BCTHW)
     summary = metrics.summarize(values_BT)
-    np.testing.assert_allclose(values_BT, golden[f"out.{name}_each_c{channels}"], rtol=0, atol=atol)
+    np.testing.assert_allclose(values_BT, case.outputs[f"{name}_each_c{channels}"], rtol=0, atol=atol)
     np.testing.assert_allclose(
-        summary.mean_T, golden[f"out.{name}_mean_per_frame_c{channels}"], rtol=0, atol=atol
+        summary.mean_T, case.outputs[f"{name}_mean_per_frame_c{channels}"], rtol=0, atol=atol
     )
     np.testing.assert_allclose(
-        summary.std_T, golden[f"out.{name}_std_per_frame_c{channels}"], rtol=0, atol=std_atol
+        summary.std_T, case.outputs[f"{name}_std_per_frame_c{channels}"], rtol=0, atol=std_atol
     )
     assert math.isclose(
-        summary.mean, golden[f"out.{name}_each_c{channels}"].mean(dtype=np.float64), rel_tol=1e-6
+        summary.mean, case.outputs[f"{name}_each_c{channels}"].mean(dtype=np.float64), rel_tol=1e-6
     )
 
 

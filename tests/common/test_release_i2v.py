@@ -7,7 +7,8 @@ import pytest
 
 from common.data.drawing import render
 from common.images import read_image
-from tests.e2e.test_command_lines import ONLY_PT, needs_encoder, sample_settings, write
+from tests.conftest import ONLY_PT
+from tests.e2e.test_command_lines import needs_encoder, sample_settings, write
 from tests.tiny import tiny_transformer_config
 from tools import release_i2v
 from tools.oracle import clip_of

@@ -14,7 +14,8 @@ from common.oracle import Reading
 from common.outputs import plan_jobs
 from common.runs import SampleConfig
 from common.sample_plan import plan_videos
-from tests.e2e.test_command_lines import ONLY_PT, needs_encoder, sample_settings, write
+from tests.conftest import ONLY_PT
+from tests.e2e.test_command_lines import needs_encoder, sample_settings, write
 from tests.tiny import build, tiny_transformer_config
 from tools import release_t2v
 from tools.measuring import SHEET_FRAMES, Sampler, Setting
@@ -186,6 +187,20 @@ def test_perfect_samples_score_all_and_shuffled_ones_as_chance(tree, tmp_path, c
     report = json.loads((tmp_path / "told.json").read_text())
     assert report["reached"] == dict.fromkeys(GOALS, 1.0)
     assert report["missed"] == []
+
+    assert main(["compare", str(tmp_path / "told.json"), str(tmp_path / "told.json")]) == 0
+    assert (
+        "pt and pt: 180 of 180 readings are the same, scores at most 0.0 % apart" in capsys.readouterr().out
+    )
+    report["readings"][0]["sample"]["shape"] = "none"
+    report["reached"]["shape"] -= 1 / 60
+    (tmp_path / "other.json").write_text(json.dumps(report))
+    assert main(["compare", str(tmp_path / "told.json"), str(tmp_path / "other.json")]) == 1
+    assert "179 of 180 readings are the same, scores at most 1.7 % apart" in capsys.readouterr().out
+    report["readings"][0]["caption"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(report))
+    assert main(["compare", str(tmp_path / "told.json"), str(tmp_path / "other.json")]) == 2
+    assert "of other captions or seeds" in capsys.readouterr().err
 
 
 @ONLY_PT

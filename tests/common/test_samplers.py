@@ -3,10 +3,9 @@
 Shape legend: R rows (model evaluations), N sampling steps.
 """
 
+import dataclasses
 import functools
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ import pytest
 from common import schedules
 from common.samplers import SAMPLERS, SamplerTable, sampler_table
 from common.schedules import ScheduleConfig
+from tests.recorded import recorded
+from tools.parity.goldens import Case
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (ROOT.parent / "shared" / "goldens", ROOT / "tests" / "goldens" / "data")
 PLAIN = ScheduleConfig()
 ZERO_SNR = ScheduleConfig(rescale_betas_zero_snr=True)
 V1_5 = ScheduleConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -46,26 +45,20 @@ def schedule_for(name: str, schedule: ScheduleConfig) -> ScheduleConfig:
 
 
 @functools.cache
-def golden(name: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:
-    """One golden case: manifest record, inputs, outputs and tolerances."""
-    numpy_format = pytest.importorskip("safetensors.numpy")
-    folder = next((folder for folder in FOLDERS if (folder / "manifest.json").is_file()), None)
-    if folder is None:
-        pytest.skip(f"no goldens: manifest.json is in none of {', '.join(map(str, FOLDERS))}")
-    cases = json.loads((folder / "manifest.json").read_text())["cases"]
-    case = next((case for case in cases if case["name"] == name), None)
-    if case is None:
-        pytest.skip(f"goldens in {folder} have no case {name}")
-    tensors = {k: v.astype(np.float64) for k, v in numpy_format.load_file(folder / case["file"]).items()}
-    inputs = {k[3:]: v for k, v in tensors.items() if k.startswith("in.")}
-    outputs = {k[4:]: v for k, v in tensors.items() if k.startswith("out.")}
-    return case, inputs, outputs, {k: v["suggested_atol"] for k, v in case["outputs"].items()}
+def golden(name: str) -> Case:
+    """A recorded case, its numbers in float64."""
+    case = recorded(name)
+    inputs, outputs = (
+        {key: values.astype(np.float64) for key, values in tensors.items()}
+        for tensors in (case.inputs, case.outputs)
+    )
+    return dataclasses.replace(case, inputs=inputs, outputs=outputs)
 
 
 @pytest.mark.parametrize("arguments", ARGUMENT_SETS)
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_matches_the_reference(name, arguments):
-    case, inputs, outputs, atol = golden("schedulers")
+    case = golden("schedulers")
     schedule, prediction_type = ARGUMENT_SETS[arguments]
     schedule, spacing = reference_choice(name, schedule)
     table = sampler_table(name, 5, schedule, prediction_type, spacing)
@@ -75,20 +68,22 @@ def test_matches_the_reference(name, arguments):
     ours |= {"alphas_cumprod_every_37": signal_T[::37], "alphas_cumprod_last": signal_T[-1:]}
     if name in (*RATIO_SAMPLERS, "DPMSolverMultistep"):
         ours["sigmas"] = np.append(schedules.noise_ratios(schedule, table.timesteps_R), 0)
-    x, state = table.init_noise_sigma * inputs["initial_noise"], (None, ())
+    x, state = table.init_noise_sigma * case.inputs["initial_noise"], (None, ())
     ours["scaled_model_input_0"] = table.input_scale_R[0] * x
     for row in range(min(len(table), 12)):  # the case holds no more model outputs
-        noise = inputs.get(f"noise.{name}.{arguments}.{row}")
-        x, state = table.step_numpy(row, x, inputs[f"model_output_{row}"], state, noise)
+        noise = case.inputs.get(f"noise.{name}.{arguments}.{row}")
+        x, state = table.step_numpy(row, x, case.inputs[f"model_output_{row}"], state, noise)
         ours[f"sample_after_{row}"] = x
 
     key = f"{name}.{arguments}"
-    info = case["info"][key]
+    info = case.record["info"][key]
     assert len(table) == info["calls"]
     assert table.init_noise_sigma == pytest.approx(info["init_noise_sigma"], rel=1e-6)
-    assert {k.removeprefix(f"{key}.") for k in outputs if k.startswith(f"{key}.")} == set(ours)
+    assert {k.removeprefix(f"{key}.") for k in case.outputs if k.startswith(f"{key}.")} == set(ours)
     for output, value in ours.items():
-        np.testing.assert_allclose(value, outputs[f"{key}.{output}"], rtol=0, atol=atol[f"{key}.{output}"])
+        recorded_as = f"{key}.{output}"
+        atol = case.tolerance(recorded_as)
+        np.testing.assert_allclose(value, case.outputs[recorded_as], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +96,22 @@ def test_matches_the_reference(name, arguments):
     ],
 )
 def test_follows_a_recorded_pipeline(case_name, name):
-    case, inputs, outputs, atol = golden(case_name)
-    known = {k: v for k, v in case["scheduler_config"].items() if k in ScheduleConfig.model_fields}
-    prediction_type, steps = case["scheduler_config"]["prediction_type"], case["call"]["num_inference_steps"]
-    table = sampler_table(case["scheduler_class"], steps, ScheduleConfig(**known), prediction_type)
+    case = golden(case_name)
+    record, outputs = case.record, case.outputs
+    known = {k: v for k, v in record["scheduler_config"].items() if k in ScheduleConfig.model_fields}
+    prediction_type = record["scheduler_config"]["prediction_type"]
+    steps = record["call"]["num_inference_steps"]
+    table = sampler_table(record["scheduler_class"], steps, ScheduleConfig(**known), prediction_type)
     assert table.name == name
     np.testing.assert_array_equal(table.timesteps_R, outputs["timesteps"])
 
-    x, state = table.init_noise_sigma * inputs["noise.0"], (None, ())
+    x, state = table.init_noise_sigma * case.inputs["noise.0"], (None, ())
     for row in range(len(table)):
         negative, positive = np.split(outputs[f"model_output_{row}"], 2)
-        guided = negative + case["call"]["guidance_scale"] * (positive - negative)
-        x, state = table.step_numpy(row, x, guided, state, inputs.get(f"noise.{row + 1}"))
+        guided = negative + record["call"]["guidance_scale"] * (positive - negative)
+        x, state = table.step_numpy(row, x, guided, state, case.inputs.get(f"noise.{row + 1}"))
         step = f"latents_after_step_{row}"
-        np.testing.assert_allclose(x, outputs[step], rtol=0, atol=atol[step])
+        np.testing.assert_allclose(x, outputs[step], rtol=0, atol=case.tolerance(step))
 
 
 def samples_of_diffusers(scheduler, start, outputs):

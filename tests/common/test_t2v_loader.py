@@ -6,15 +6,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from common.captions import aesthetic_notice, clean_caption_as_trained
 from common.config import build
 from common.data.grouping import Dealer, by_size
 from common.data.scenes import draw_scene, is_heldout
 from common.data.t2v import T2VLoader
 from common.data.t2v_config import T2VDataConfig
-from common.images import read_image, write_png
+from common.images import read_image, resize_crop, write_png
 from common.noise import generator, index_of
 from common.parallel import Mesh
-from common.video import write_video
+from common.video import read_frames, write_video
 
 LONG, TALL = (40, 64, 96), (36, 96, 64)  # frames, height, width
 SCENES = {"generated": True, "generated_sizes": [[5, 32, 48], [1, 32, 32]], "workers": 0}
@@ -220,7 +221,37 @@ def test_padded_batches_have_a_mask(folder):
     keep_BTHW = np.concatenate(masks)
     assert keep_BTHW.shape == (12, 9, 6, 6)
     assert {mask.sum() for mask in keep_BTHW} <= {9 * 4 * 6, 9 * 6 * 4, 4 * 6}
-    assert loader.report().padding_share > 0.4
+    report = loader.report()
+    assert report.padding_share > 0.4
+    assert report.tokens == [9 * 3 * 3] * 3  # of what is computed: one graph
+
+
+def test_whole_clips_have_a_mask_too_where_others_may_not(folder):
+    """All ranks then divide by the same number of cells, and ms compiles one graph."""
+    loader = T2VLoader(config(folder, [entry(f"{i}.mp4", LONG) for i in range(5)], group=False), 2, seed=0)
+    (_, batch), *_ = loader.batches(0, 1)
+    assert batch["keep_BTHW"].all()
+
+
+@pytest.mark.parametrize("score", [3.0, 6.5, None])
+def test_the_score_of_a_clip_is_told_in_its_caption(folder, score):
+    entries = [entry(f"{i}.png", (1, 64, 96), aesthetic=score) for i in (7, 8)]
+    found = batches(config(folder, entries, drop_caption_ratio=0.0), stop=1)[0]["captions"]
+    notices = () if score is None else aesthetic_notice(score, "image")
+    notices = [clean_caption_as_trained(notice, keep_chinese=True) for notice in notices]
+    for sentence in found:
+        assert any(notice in sentence for notice in notices) == (score is not None)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_long_clips_go_faster_up_to_the_factor(folder, factor):
+    wide = [entry("0.mp4", LONG)]
+    taken = batches(config(folder, wide, num_frames=17, speed_factor=factor), batch_size=1, stop=1)
+    x_THWC = taken[0]["x_BCTHW"][0].transpose(1, 2, 3, 0)
+    frames = np.stack([resize_crop(f[None], 32, 48)[0] for f in read_frames(folder / "0.mp4", range(40))])
+    distance = np.abs(x_THWC[:, None] - (frames / 127.5 - 1)).mean((2, 3, 4))
+    steps = np.diff(distance.argmin(1))
+    assert set(steps) == {int(factor)}
 
 
 def test_broken_files_are_replaced_and_named(folder):

@@ -10,7 +10,8 @@ from common.images import read_image
 from common.training import event_file
 from common.training.curves import panel, plot_losses, running_mean, ticks
 from common.training.event_file import EventFile
-from common.training.log import cut_rows
+from common.training.log import RunLog, Validation, cut_rows
+from common.video import animated_png, probe
 from tools.curve import main
 
 # Written by TensorBoard's own protocol buffers (tensorboardX 2.6.5): time 1.5, step 300, loss 0.25.
@@ -95,3 +96,20 @@ def test_ticks_are_round():
 
 def test_the_running_mean_keeps_the_ends():
     assert running_mean(np.array([1.0, 2.0, 6.0]), 1).tolist() == [1.5, 3.0, 4.0]
+
+
+def test_what_a_validation_shows_is_in_tensorboard_and_beside(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    frames_THWC = rng.integers(0, 255, (5, 16, 32, 3), np.uint8)
+    log = RunLog(tmp_path, 0, 8, log_every=1)
+    log.step(1, {"loss": 0.5}, seconds=2.0, waited=0.1)
+    log.validation(1, Validation(0.25, {"loss": 0.25}, {"a": frames_THWC[0]}, {"b 1": frames_THWC}, 8.0))
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    found = b"".join(records(events.read_bytes()))
+    for tag in (b"loss", b"time/step_s", b"time/data_s", b"validation/loss", b"validation/a"):
+        assert tag in found, tag
+    assert animated_png(frames_THWC, 8.0) in found
+    assert (read_image(tmp_path / "pictures" / "step-00000001-a.png") == frames_THWC[0]).all()
+    assert probe(tmp_path / "videos" / "step-00000001-b-1.mp4").fps == 8
+    assert "step 1/8  2 s/step  0:00:14 left  loss 0.5" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Frame i is frame i in every container, however it is asked for; what is written is whole and reads back."""
 
 import importlib.util
+import io
 import resource
 import wave
 from fractions import Fraction
@@ -330,3 +331,14 @@ def test_real_clips_are_exact(name):
         assert reader.info[:4] == (REAL[name][0], pytest.approx(REAL[name][1]), *REAL[name][2:])
         for i in wanted:
             assert (reader.frames([i])[0] == in_order[i]).all()
+
+
+def test_a_png_that_moves_keeps_every_pixel():
+    frames_THWC = np.random.default_rng(0).integers(0, 256, (6, 15, 22, 3), np.uint8)
+    png = video.animated_png(frames_THWC, 16.0)
+    assert png.count(b"fcTL") == 6
+    with av.open(io.BytesIO(png)) as container:
+        back = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert (back == frames_THWC).all()
+    with pytest.raises(ValueError, match="animated PNG"):
+        video.animated_png(frames_THWC.astype(np.float32), 16.0)

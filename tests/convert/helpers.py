@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors import TensorSpec, serialize_file
 
+from tests.recorded import recorded
 from tools.convert.formats import format_of
 from tools.convert.job import Job, convert
 from tools.convert.tensors import DTYPES
-from tools.parity.goldens import find_folder, read_case, select
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {"matrix": (3, 5), "scalar": (), "empty": (0, 4), "vector": (7,)}
@@ -80,10 +79,7 @@ def temporary_files(folder: Path) -> list[str]:
 
 def golden(name: str, model: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """Real parameter names: the weights and the config of (one model of) a recorded case."""
-    folder = find_folder()
-    if folder is None or name not in select(folder):
-        pytest.skip(f"the recorded case {name} is not in this checkout")
-    case = read_case(folder, name)
+    case = recorded(name)
     config = case.record.get("full_config") or case.record["config"]
     return (case.weights_of(model), config[model]) if model else (case.weights, config)
 

@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 from common.checkpoint import StoredWeights, save_weights
 from common.models import TransformerConfig, VAEConfig, read_hub_config
 from common.text import TextConfig
+from tests.conftest import PT_AND_SLOW_MS
 
 from .helpers import golden, raw, read_raw, run, write_config, write_safetensors
 
-SLOW_MS = pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow])
 RESULT = "diffusion_pytorch_model.safetensors"
 
 
@@ -203,9 +203,7 @@ def test_text_encoder_weights(tmp_path, sharded):
     assert (tmp_path / "out" / "spiece.model").read_bytes() == b"tokens"
 
 
-@pytest.mark.parametrize(
-    "tree", [pytest.param("pt", marks=pytest.mark.pt), SLOW_MS], indirect=True
-)  # importing mindone takes long
+@PT_AND_SLOW_MS  # importing mindone takes long
 def test_text_encoders_load_what_was_written(tree, tmp_path):
     weights, config = golden("text_encoder_mt5")
     config = {**config, "model_type": "mt5"}

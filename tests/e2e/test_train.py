@@ -13,10 +13,12 @@ import pytest
 from common.config import load
 from common.noise import fresh_weights
 from common.parallel import Mesh
-from common.t2v_training import T2VTrainConfig, announce
+from common.t2v_training import T2VTrainConfig, announce, open_loader
 from common.training.checkpoint import checkpoints, open_checkpoint
-from tests.conftest import available
+from common.video import read_frames
+from tests.conftest import TREES, available
 
+from .test_ranks import padded_settings
 from .test_ranks import settings as small_settings
 from .training import (
     as_vector,
@@ -31,7 +33,6 @@ from .training import (
 )
 
 STEPS = 10
-TREES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("ms", "pt")]
 SHARED = [("ms", 1), ("pt", 1), ("pt", 3)]
 pytestmark = pytest.mark.slow
 
@@ -101,6 +102,45 @@ def test_goes_on_with_another_number_of_ranks(name, zero, whole, tmp_path):
     for kind in ("param.", "mean.", "var.", "average."):
         a, b = as_vector(ours, kind), as_vector(theirs, kind)
         assert np.linalg.norm(a - b) < 1e-3 * np.linalg.norm(b), kind
+
+
+@pytest.mark.pt
+def test_one_signal_stops_all_ranks_and_more_of_them_go_on(whole, tmp_path):
+    """A rank that is told to stop takes the others along; one goes on alone, and then two."""
+    config, uninterrupted = whole("pt")
+    output = tmp_path / "run"
+    line = command("pt", "train", config, f"output={output}", ranks=2, logs=tmp_path / "logs")
+    job = start(line, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while len(losses(output)) < 2 and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process_of_rank(1, f"output={output}"), signal.SIGTERM)
+        printed, _ = job.communicate(timeout=120)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode != 0
+    stopped = open_checkpoint(checkpoints(output)[-1]).step
+    assert 2 <= stopped == len(losses(output)) < STEPS, printed[-3000:]
+    run(command("pt", "train", config, f"output={output}", "loop.max_seconds=0.001"))
+    assert len(losses(output)) == stopped + 1
+    run(line)
+    assert open_checkpoint(checkpoints(output)[-1]).step == STEPS
+    ours, theirs = (as_vector(final_state(folder), "param.") for folder in (output, uninterrupted))
+    assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+@pytest.mark.pt
+def test_other_clips_than_before_are_told_of(tmp_path):
+    small = padded_settings(tmp_path)
+    config = write_config(tmp_path / "run.yaml", small)
+    line = [f"output={tmp_path / 'run'}", "data.group=true", "data.min_bucket_batches=0"]
+    run(command("pt", "train", config, *line, "loop.steps=1"))
+    assert "clips are not those" not in run(command("pt", "train", config, *line, "loop.steps=2"))
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text(clips.read_text() + "\n" + clips.read_text().splitlines()[0])
+    assert "clips are not those of the run" in run(command("pt", "train", config, *line, "loop.steps=3"))
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -185,10 +225,10 @@ def test_a_graph_for_each_number_of_tokens(tmp_path):
     config = load(T2VTrainConfig, write_config(tmp_path / "run.yaml", small))
     mesh = Mesh()
     task = tree.train.T2VTraining(config, tree.device, mesh, tree.parallel.Ranks(mesh, tree.device))
-    loader = task.encoders.loader(config.data, config.global_batch_size, config.seed, mesh)
+    loader = open_loader(config, config.data, config.global_batch_size, config.seed, mesh)
     for step, batch in loader.batches(0, len(sizes)):
         task.step(step, batch)
-    tokens = [bucket.tokens_per_clip for bucket in loader.report().buckets]
+    tokens = loader.report().tokens
     assert announce(config, task.model_config, tokens, 4) == "3 buckets, 2 graphs"
     assert len(task.trained.one_step.compile_cache) == 2
 
@@ -200,4 +240,9 @@ def test_a_validation_shows_what_the_model_makes(name, whole):
         "step-00000005-samples.png",
         "step-00000010-samples.png",
     ]
+    video = read_frames(output / "videos" / "step-00000010-sample-1.mp4", range(5))
+    assert video.shape == (5, 32, 64, 3)
+    events = b"".join(path.read_bytes() for path in (output / "tensorboard").iterdir())
+    for tag in (b"validation/sample 1", b"validation/samples", b"validation/loss", b"grad_norm", b"acTL"):
+        assert tag in events, tag
     assert open_checkpoint(checkpoints(output)[-1]).step == STEPS

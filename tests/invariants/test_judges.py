@@ -9,8 +9,8 @@ import pytest
 from common.judges import I3DConfig, LPIPSConfig
 from common.noise import initial_weights, normal
 from tests.conftest import available
+from tests.recorded import recorded
 from tools.convert.job import Job, convert
-from tools.parity.goldens import find_folder, read_case, select
 from tools.parity.tree import Tree
 
 WIDTHS = (4, 4, 6, 6, 8)
@@ -27,13 +27,6 @@ def random_weights(tree, model, seed=0):
 def narrow_i3d(tree):
     model = tree.i3d.I3D(I3DConfig(width_divisor=8, num_classes=7))
     return tree.load(model, random_weights(tree, model), "random")
-
-
-def lpips_golden():
-    folder = find_folder()
-    if folder is None or "vae_loss_gen_lpips" not in select(folder):
-        pytest.skip("the recorded case vae_loss_gen_lpips is not in this checkout")
-    return read_case(folder, "vae_loss_gen_lpips")
 
 
 def test_names_of_i3d(tree):
@@ -97,7 +90,7 @@ def test_i3d_equals_jax(tree, tmp_path):
 
 def test_lpips_equals_the_reference(tree):
     """The recorded loss is the sum over pixels of |error| + distance of the frame, for each frame."""
-    case = lpips_golden()
+    case = recorded("vae_loss_gen_lpips")
     model = tree.load(tree.lpips.LPIPS(LPIPSConfig(widths=WIDTHS)), case.weights_of("lpips"), "golden")
     x_BCTHW, y_BCTHW = case.inputs["x"], case.outputs["recon"]
     B, C, T, H, W = x_BCTHW.shape

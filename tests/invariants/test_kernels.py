@@ -5,12 +5,7 @@ import pytest
 
 from common.noise import normal
 
-PT = pytest.param("pt", marks=pytest.mark.pt)
-MS = pytest.param("ms", marks=pytest.mark.ms)
-BOTH = pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 
-
-@BOTH
 def test_a_device_without_an_entry_lists_the_entries(tree):
     with pytest.raises(ValueError, match=r"no attention kernel for device 'tpu'; have .*cpu, reference"):
         tree.kernels.kernel("attention", "tpu")
@@ -18,7 +13,6 @@ def test_a_device_without_an_entry_lists_the_entries(tree):
         tree.layers.Conv2d(3, 4, 3)
 
 
-@BOTH
 @pytest.mark.parametrize("layout", ["SBH", "BSH"])
 @pytest.mark.parametrize("mask", ["none", "keys", "heads"])
 def test_attention_equals_its_reference(tree, layout, mask):
@@ -38,7 +32,6 @@ def test_attention_equals_its_reference(tree, layout, mask):
     np.testing.assert_allclose(ours, reference, atol=2e-6)
 
 
-@BOTH
 def test_norms_keep_their_statistics_in_float32(tree):
     """Values of 3000 overflow float16 when squared; the norm must not."""
     x = np.float32(3000) * normal((4, 32), 0, 0)

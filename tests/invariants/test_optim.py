@@ -14,8 +14,12 @@ def arrays(seed):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def updated(tree, steps, spoil=None, joined=200):
-    """Parameters and averages after updates by drawn gradients, and the norms."""
+def updated(tree, steps, spoil=None, joined=200, spoil_loss=False):
+    """Parameters and averages after updates by drawn gradients, and the norms.
+
+    Args:
+        spoil: the step whose gradients, or loss's terms, are not finite.
+    """
     params = {name: tree.ops.parameter(shape) for name, shape in SHAPES.items()}
     tree.runtime.overwrite(params, arrays(0))
     before, tree.optim.MAX_PARAMETERS = tree.optim.MAX_PARAMETERS, joined
@@ -24,10 +28,12 @@ def updated(tree, steps, spoil=None, joined=200):
     norms = []
     for step in range(1, steps + 1):
         grads = [4.0 * g for g in arrays(step).values()]
+        terms = np.array([1.5, 0.5], np.float32)
         if step == spoil:
-            grads[1][2] = np.inf
+            (terms if spoil_loss else grads[1])[1] = np.inf
         numbers = tree.tensor(controls(CONFIG, step, CONFIG.rate(step), 0.9, loss_scale=4.0))
-        norm, finite = update(tree.runtime.varying(tuple(map(tree.tensor, grads))), numbers)
+        grads = tree.runtime.varying(tuple(map(tree.tensor, grads)))
+        norm, finite = update(grads, numbers, tree.tensor(terms))
         assert bool(tree.numpy(finite)) == (step != spoil)
         norms.append(float(tree.numpy(norm)))
     averages = np.concatenate([tree.numpy(vector) for vector in update.averages])
@@ -61,8 +67,9 @@ def test_how_parameters_are_joined_changes_nothing(tree):
     np.testing.assert_array_equal(average, same_average)
 
 
-def test_an_overflow_changes_nothing(tree):
-    with_overflow, average, _ = updated(tree, 3, spoil=3)
+@pytest.mark.parametrize("spoil_loss", [False, True], ids=["gradient", "loss"])
+def test_an_overflow_changes_nothing(tree, spoil_loss):
+    with_overflow, average, _ = updated(tree, 3, spoil=3, spoil_loss=spoil_loss)
     without, same_average, _ = updated(tree, 2)
     for name in SHAPES:
         np.testing.assert_array_equal(with_overflow[name], without[name])

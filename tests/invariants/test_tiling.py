@@ -8,10 +8,8 @@ import pytest
 from common.models import CausalVAEConfig
 from common.noise import normal
 from common.tiling import TilingConfig
+from tests.conftest import ONLY_PT, SLOW_MS
 
-PT = pytest.param("pt", marks=pytest.mark.pt)
-MS = pytest.param("ms", marks=pytest.mark.ms)
-SLOW_MS = pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow])
 SMALL = TilingConfig(window_frames=3, overlap_frames=1, tile_size=4, overlap_size=1)
 
 
@@ -44,7 +42,6 @@ def tiled(tree, vae, array, tiling, dtype=None):
         return tree.numpy(code(vae, tree.runtime.to_tensor(array, dtype), tiling))
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 @pytest.mark.parametrize("thw", [(1, 1, 1), (4, 5, 3), (7, 6, 11)])
 def test_tiles_of_a_pointwise_vae_are_the_whole(tree, thw):
     T, H, W = thw
@@ -53,7 +50,6 @@ def test_tiles_of_a_pointwise_vae_are_the_whole(tree, thw):
     np.testing.assert_allclose(tiled(tree, vae, x, SMALL), x[:, :, ::4, ::8, ::8], atol=1e-6)
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 def test_half_precision_stays(tree):
     z = normal((1, 4, 4, 5, 6), 0, 0).astype(np.float16).astype(np.float32)
     vae = pointwise(tree, "float16")
@@ -74,7 +70,6 @@ def test_half_precision_in_graph_mode(tree):
     np.testing.assert_allclose(half, exact, atol=2e-2 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 def test_where_four_tiles_meet(tree):
     """Constant tiles, the upper right one 1: it fades in from its left before it fades out and once after, so
     its weight in the corner is no product of two ramps.
@@ -93,7 +88,7 @@ def test_where_four_tiles_meet(tree):
     np.testing.assert_allclose(y[0, 0, 0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize("tiling", [TilingConfig(), TilingConfig(window_frames=0, tile_size=0)])
 def test_one_tile_is_the_whole(tree, tiling):
     vae, x, z = tiny(tree), np.tanh(normal((1, 3, 9, 32, 40), 0, 0)), normal((1, 4, 3, 4, 5), 0, 1)
@@ -103,7 +98,7 @@ def test_one_tile_is_the_whole(tree, tiling):
     np.testing.assert_array_equal(tiled(tree, vae, z, tiling), pixels)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize("thw", [(1, 9, 4), (5, 6, 7)])
 def test_tiles_have_the_shape_of_the_whole(tree, thw):
     """The reference's decoder crops nothing at its default sizes: 6x7 latents became 56x72 pixels."""
@@ -114,7 +109,7 @@ def test_tiles_have_the_shape_of_the_whole(tree, thw):
     assert tiled(tree, vae, normal((1, 4, *thw), 0, 1), SMALL).shape == x.shape
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_the_first_window_and_a_tile_s_inside_are_coded_as_if_alone(tree):
     vae, z = tiny(tree), normal((1, 4, 5, 6, 6), 0, 0)
     y = tiled(tree, vae, z, SMALL)
@@ -125,7 +120,6 @@ def test_the_first_window_and_a_tile_s_inside_are_coded_as_if_alone(tree):
     np.testing.assert_array_equal(y[:, :, 9:, 32:, 32:], last[:, :, 1:, 8:, 8:])
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

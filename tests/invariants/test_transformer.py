@@ -7,11 +7,9 @@ from common.conditions import grid_inputs, text_inputs
 from common.noise import normal
 from common.rope import timestep_features
 from common.runs import SamplerConfig
+from tests.conftest import ONLY_PT
 from tests.tiny import build, tiny_transformer_config
 from tools.parity.tree import Tree
-
-PT = pytest.param("pt", marks=pytest.mark.pt)
-MS = pytest.param("ms", marks=pytest.mark.ms)
 
 
 def predict(tree, model, x, text, keep_BL=None, multiple=1, dtype="float32", keep_BTHW=None):
@@ -33,7 +31,7 @@ def inputs(shape=(1, 4, 2, 4, 6), text_length=5):
     return normal(shape, 0, 0), normal((shape[0], text_length, 16), 0, 1)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_layers", [1, 4, 7])
 def test_any_number_of_layers_and_any_stride(tree, stride, num_layers):
@@ -43,13 +41,12 @@ def test_any_number_of_layers_and_any_stride(tree, stride, num_layers):
     assert np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_sparse_is_not_dense(tree):
     sparse, dense = (build(tree, "transformer", tiny_transformer_config(sparse_n=n)) for n in (2, 1))
     assert np.abs(predict(tree, sparse, *inputs()) - predict(tree, dense, *inputs())).max() > 1e-3
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 def test_padded_text_and_padded_video_change_nothing(tree):
     """Masked keys carry no weight: garbage behind the masks must not reach the result."""
     model = build(tree, "transformer", tiny_transformer_config(sparse_n=4, num_layers=6))
@@ -61,7 +58,7 @@ def test_padded_text_and_padded_video_change_nothing(tree):
     np.testing.assert_allclose(predict(tree, model, x, padded, keep, multiple=8), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_masked_video_does_not_reach_the_rest(tree):
     model = build(tree, "transformer", tiny_transformer_config())
     x, text = inputs((2, 4, 2, 4, 8))
@@ -77,7 +74,7 @@ def test_masked_video_does_not_reach_the_rest(tree):
     )
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_samples_of_a_batch_do_not_mix(tree):
     model = build(tree, "transformer", tiny_transformer_config())
     x, text = inputs((2, 4, 3, 4, 6))
@@ -88,7 +85,6 @@ def test_samples_of_a_batch_do_not_mix(tree):
         )
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 def test_half_precision_is_close_and_rope_precision_is_visible(tree):
     x, text = inputs((1, 4, 5, 8, 8))
     full = predict(tree, build(tree, "transformer", tiny_transformer_config()), x, text)
@@ -125,7 +121,6 @@ def denoise(tree, model, seeds, text, keep, sampler, callback=None, **options):
     return tree.numpy(draw(text, keep, shape, tree.pipeline.seeded_noise(shape, seeds), callback))
 
 
-@pytest.mark.parametrize("tree", [PT, MS], indirect=True)
 def test_how_videos_are_batched_does_not_change_them(tree):
     model = build(tree, "transformer", tiny_transformer_config(num_layers=5))
     sampler = SamplerConfig(num_steps=3)
@@ -138,7 +133,7 @@ def test_how_videos_are_batched_does_not_change_them(tree):
         np.testing.assert_allclose(together[i : i + 1], alone, atol=2e-3 * np.abs(alone).max())
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize(
     "name", ["EulerDiscrete", "DDIM", "DDPM", "DPMSolverMultistep", "PNDM", "FlowMatchEuler"]
 )
@@ -158,7 +153,7 @@ def test_every_sampler_runs_as_its_table_says(tree, name):
     assert [step.timestep for step in steps] == list(table.timesteps_R)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_guidance_needs_both_halves(tree):
     model = build(tree, "transformer", tiny_transformer_config(num_layers=1))
     with pytest.raises(ValueError, match="got 1 rows of text, wanted 2 for 1 videos"):

@@ -5,11 +5,9 @@ import pytest
 
 from common.models import CausalVAEConfig
 from common.noise import normal
+from tests.conftest import ONLY_PT, PT_AND_SLOW_MS, SLOW_MS
 from tests.tiny import build, tiny_vae_config
 from tools.parity.tree import Tree
-
-PT = pytest.param("pt", marks=pytest.mark.pt)
-SLOW_MS = pytest.param("ms", marks=[pytest.mark.ms, pytest.mark.slow])
 
 
 def clip(frames, seed=0, size=16):
@@ -26,7 +24,7 @@ def decode(tree, vae, z, chunk=0):
         return tree.numpy(vae.decode(tree.tensor(z), chunk))
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize("interpolation", ["nearest", "trilinear"])
 @pytest.mark.parametrize("l1", ["2D", "3D"])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
@@ -60,7 +58,7 @@ def test_chunked_decode_equals_whole_in_graph_mode(tree):
         np.testing.assert_allclose(decode(tree, vae, z, 1), decode(tree, vae, z), atol=2e-5)
 
 
-@pytest.mark.parametrize("tree", [PT, SLOW_MS], indirect=True)
+@PT_AND_SLOW_MS
 def test_ninety_three_frames_in_chunks(tree):
     """24 latent frames in chunks of two: the case in which the reference's last frames are wrong."""
     vae = build(tree, "vae", tiny_vae_config())
@@ -70,7 +68,7 @@ def test_ninety_three_frames_in_chunks(tree):
     np.testing.assert_allclose(chunked, whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize("learned", [False, True])
 def test_od_vae_in_chunks_equals_whole(tree, learned):
     """The decoder of its LayerNorm form; the encoder always holds a GroupNorm, so it refuses chunks."""
@@ -98,7 +96,7 @@ def test_od_vae_in_chunks_equals_whole(tree, learned):
         encode(tree, vae, clip(9), 4)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_the_encoder_is_causal(tree):
     vae = build(tree, "vae", tiny_vae_config())
     x = clip(17)
@@ -109,14 +107,14 @@ def test_the_encoder_is_causal(tree):
     assert np.abs(a[:, :, 3] - b[:, :, 3]).max() > 1e-3
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_a_clips_first_latent_is_its_first_frame_encoded_alone(tree):
     vae = build(tree, "vae", tiny_vae_config())
     x = clip(9)
     np.testing.assert_allclose(encode(tree, vae, x)[:, :, :1], encode(tree, vae, x[:, :, :1]), atol=1e-6)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_groupnorm_refuses_chunks_and_works_whole(tree):
     config = tiny_vae_config(
         base_channels=32,
@@ -130,7 +128,7 @@ def test_groupnorm_refuses_chunks_and_works_whole(tree):
         encode(tree, vae, clip(9), 4)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 @pytest.mark.parametrize(
     ("shape", "chunk", "message"),
     [

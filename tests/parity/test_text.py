@@ -2,41 +2,21 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from common.text import TextConfig, model_dir, save_model, tokenize
+from tests.conftest import FRAMEWORK, TREES
+from tests.recorded import recorded
 
-FRAMEWORK = {"ms": "mindspore", "pt": "torch"}
 DEVICE = {"ms": "CPU", "pt": "cpu"}
-TREES = [pytest.param(tree, marks=getattr(pytest.mark, tree)) for tree in FRAMEWORK]
-GOLDENS = [
-    Path(__file__).resolve().parents[3] / "shared" / "goldens",
-    Path(__file__).parents[1] / "goldens" / "data",
-]
 PROMPTS = [
     "a red ball moves left over a blue floor",
     "",
     "Two green cubes, one small, turn slowly; a 2nd light flickers.",
 ]
-
-
-@pytest.fixture(scope="module")
-def golden():
-    """The record, the model directory's content, and the arrays of the case text_encoder_mt5."""
-    folder = next((folder for folder in GOLDENS if (folder / "manifest.json").is_file()), None)
-    if folder is None:
-        pytest.skip(f"no reference goldens in {' or '.join(map(str, GOLDENS))}")
-    cases = json.loads((folder / "manifest.json").read_text())["cases"]
-    case = next(case for case in cases if case["name"] == "text_encoder_mt5")
-    data = load_file(folder / case["file"])
-    weights = {
-        name.removeprefix("weights."): array for name, array in data.items() if name.startswith("weights.")
-    }
-    return case, weights, data
 
 
 @pytest.fixture(params=["graph", "pynative"])
@@ -113,23 +93,24 @@ def minilm():
 
 
 @pytest.mark.pt
-def test_mt5_equals_reference_pt(golden):
-    check_golden("pt", golden)
+def test_mt5_equals_reference_pt():
+    check_golden("pt")
 
 
 @pytest.mark.ms
 @pytest.mark.usefixtures("mode")
-def test_mt5_equals_reference_ms(golden):
-    check_golden("ms", golden)
+def test_mt5_equals_reference_ms():
+    check_golden("ms")
 
 
-def check_golden(tree, golden):
-    case, weights, data = golden
-    encoder = encoder_class(tree).from_weights("mt5", case["full_config"], weights, DEVICE[tree])
-    assert encoder.width == case["config"]["d_model"]
-    got_BLE = to_numpy(encoder(data["in.input_ids"], data["in.attention_mask"].astype(bool)))
-    atol = case["outputs"]["last_hidden_state"]["suggested_atol"]
-    np.testing.assert_allclose(got_BLE, data["out.last_hidden_state"], rtol=0, atol=atol)
+def check_golden(tree):
+    case = recorded("text_encoder_mt5")
+    config = case.record["full_config"]
+    encoder = encoder_class(tree).from_weights("mt5", config, case.weights, DEVICE[tree])
+    assert encoder.width == case.record["config"]["d_model"]
+    got_BLE = to_numpy(encoder(case.inputs["input_ids"], case.inputs["attention_mask"].astype(bool)))
+    atol = case.tolerance("last_hidden_state")
+    np.testing.assert_allclose(got_BLE, case.outputs["last_hidden_state"], rtol=0, atol=atol)
 
 
 @pytest.mark.ms

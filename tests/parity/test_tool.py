@@ -10,6 +10,7 @@ import pytest
 from common.checkpoint import save_weights, weight_files
 from common.config import load
 from common.models import TransformerConfig
+from tests.conftest import ONLY_PT
 from tests.tiny import build, tiny_vae_config
 from tools.parity import recording
 from tools.parity.__main__ import main
@@ -26,7 +27,6 @@ from tools.parity.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "parity_tiny.yaml"
-PT = pytest.param("pt", marks=pytest.mark.pt)
 FACTS = {"dtype": "float32"}
 
 
@@ -38,7 +38,7 @@ def made(**tensors):
     return Recording({f"dit/{k.replace('__', '.')}": np.asarray(v) for k, v in tensors.items()}, FACTS)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_recordings_of_one_tree_are_equal_and_survive_the_disk(tree, tmp_path):
     config = quick("stages=[op,block,vae,dit,sampler,train-step]")
     first, second = dump(config, tree), dump(config, tree)
@@ -52,7 +52,7 @@ def test_recordings_of_one_tree_are_equal_and_survive_the_disk(tree, tmp_path):
     assert all(row.difference.max_abs == 0 for row in result.rows)
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_every_kind_of_tensor_is_recorded(tree):
     tensors = dump(quick("stages=[dit,train-step]"), tree).tensors
     for name in (
@@ -85,7 +85,7 @@ def test_both_trees_agree_and_a_bisection_finds_nothing():
     assert bisect(config, ms, pt, None, "vae") == []
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_a_fault_in_the_vae_is_named(tree, monkeypatch):
     sound = Lab.vae
 
@@ -279,7 +279,7 @@ def test_golden_command_on_any_folder(tmp_path, capsys):
     assert "0 passed, 0 failed, 1 not implemented" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys):
     config = tiny_vae_config(use_attention=False)
     weights = {
@@ -321,7 +321,7 @@ def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys
         assert text in out
 
 
-@pytest.mark.parametrize("tree", [PT], indirect=True)
+@ONLY_PT
 def test_float64_is_an_oracle(tree):
     config = quick("stages=[dit]")
     single, double = dump(config, tree), dump(config.replace(dtype="float64"), tree)

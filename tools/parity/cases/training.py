@@ -7,7 +7,7 @@ import numpy as np
 from common.config import build
 from common.data.batch import pad
 from common.data.buckets import Bucket
-from common.diffusion import DiffusionConfig, Mixture, mixture
+from common.diffusion import DiffusionConfig, Mixture, mixture, with_offset
 from common.latents import draw_latents
 from common.masks import Condition, add_noise, generate_mask, masked, pixels_of
 from common.models import TransformerConfig, VAEConfig
@@ -55,7 +55,7 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
             condition = encode_shown(tree, case, vae, index, (log_sigma, pixel_noise, next(noises)))
         noise = next(noises)
         if diffusion.noise_offset:
-            noise = noise + np.float32(diffusion.noise_offset) * next(noises)
+            noise = with_offset(diffusion, noise, next(noises))
         inputs = denoiser_inputs(case, config, index, latent, noise, keep, diffusion, condition)
         tensors = [to_tree(tree, x) for x in inputs]
         values, grads = tree.runtime.compiled(step.gradients, loss)(*tensors, tree.tensor(np.float32(1)))
@@ -70,7 +70,8 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
             results[f"grad_step{index}.{name}"] = tree.numpy(grad)
         decay = warmed_ema_decay(args["ema_decay"], index + 1)
         numbers = tree.tensor(controls(optimizer, index + 1, optimizer.lr, decay))
-        norm, _ = tree.runtime.compiled(step.update)(tree.runtime.varying(tuple(grads)), numbers)
+        gradients = tree.runtime.varying(tuple(grads))
+        norm, _ = tree.runtime.compiled(step.update)(gradients, numbers, values[1])
         results[f"grad_norm_before_clip_step{index}"] = tree.numpy(norm)
     results |= {f"final_param.{name}": tree.numpy(p) for name, p in params.items()}
     results |= {f"final_ema.{name}": x for name, x in averages(tree, step, params).items()}

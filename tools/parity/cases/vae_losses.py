@@ -95,7 +95,7 @@ def run_generator_phase(
     for name, grad in zip(of_discriminator, unused, strict=True):
         results[f"grad.discriminator.{name}"] = weight * tree.numpy(grad)
 
-    update(tree, step, grads, optimizer)
+    update(tree, step, grads, optimizer, values[1])
     follow(tree, loss, values[2:])
     results |= after(tree, discriminator, "after.discriminator.")
     results |= after(tree, vae, "after_adamw.vae.")
@@ -120,17 +120,17 @@ def run_discriminator_phase(
     results |= logged(tree, loss, values[1])
     results["loss"] = results["log.disc_loss"]
     results |= {f"grad.discriminator.{name}": tree.numpy(g) for name, g in zip(params, grads, strict=True)}
-    results["grad_norm_before_clip"] = tree.numpy(update(tree, step, grads, optimizer)[0])
+    results["grad_norm_before_clip"] = tree.numpy(update(tree, step, grads, optimizer, values[1])[0])
     follow(tree, loss, values[2:])
     results |= after(tree, discriminator, "after.discriminator.")
     results |= after(tree, discriminator, "after_adamw.discriminator.")
     return {name: results[name] for name in case.outputs}
 
 
-def update(tree: Tree, step: Any, grads: tuple, optimizer: OptimConfig) -> tuple:
-    """The optimizer's first update, by gradients at hand: the norm, and whether it is finite."""
+def update(tree: Tree, step: Any, grads: tuple, optimizer: OptimConfig, terms: Any) -> tuple:
+    """The optimizer's first update, by gradients at hand: the norm, and whether all is finite."""
     numbers = tree.tensor(controls(optimizer, 1, optimizer.lr))
-    return tree.runtime.compiled(step.update)(tree.runtime.varying(tuple(grads)), numbers)
+    return tree.runtime.compiled(step.update)(tree.runtime.varying(tuple(grads)), numbers, terms)
 
 
 def follow(tree: Tree, loss: Any, statistics: tuple) -> None:
