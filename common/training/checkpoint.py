@@ -37,6 +37,7 @@ class Checkpoint(NamedTuple):
     ranks: int
     seconds: float  # spent training so far
     score: float | None  # of the validation at this step; lower is better
+    validation_owed: bool  # a validation was due at this step, and did not come to its end
     config: dict[str, Any]
     files: dict[str, dict[str, Any]]  # by name: sha256 and bytes
 
@@ -59,6 +60,7 @@ class Facts(NamedTuple):
     commit: str
     seconds: float = 0.0
     score: float | None = None
+    validation_owed: bool = False
 
 
 def checkpoint_folder(output: str | Path, step: int | None = None) -> Path:
@@ -90,6 +92,12 @@ def save(
     together(ranks, lambda: export(temporary / "model"))
     together(ranks, lambda: _publish(temporary, final, facts, ranks.size) if ranks.rank == 0 else None)
     return final
+
+
+def record_validation(folder: Path, score: float | None) -> None:
+    """The validation that this checkpoint owed is done: its score goes into the manifest."""
+    _write_manifest(folder, {**read_manifest(folder), "score": score, "validation_owed": False})
+    _flush(folder)
 
 
 def checkpoints(output: str | Path) -> list[Path]:
@@ -161,11 +169,12 @@ def _publish(temporary: Path, final: Path, facts: Facts, size: int) -> None:
         "ranks": size,
         "seconds": round(facts.seconds, 3),
         "score": facts.score,
+        "validation_owed": facts.validation_owed,
         "commit": facts.commit,
         "config": json.loads(facts.config.model_dump_json()),
         "files": files,
     }
-    write_json(temporary / MANIFEST, {"sha256": _digest(content), **content})
+    _write_manifest(temporary, content)
     for path in (*temporary.rglob("*"), temporary):
         _flush(path)
     if final.exists():  # a damaged one that this run has caught up with
@@ -174,7 +183,12 @@ def _publish(temporary: Path, final: Path, facts: Facts, size: int) -> None:
     _flush(final.parent)
 
 
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    write_json(folder / MANIFEST, {"sha256": _digest(content), **content})
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; one from before validations could be owed owes none."""
     file = folder / MANIFEST
     if not file.is_file():
         raise ValueError(f"checkpoint {file}: is missing, so the checkpoint is incomplete")
@@ -187,7 +201,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {file}: its content changed since it was written (SHA-256 differs)")
     if NAME.fullmatch(folder.name) and content["step"] != step_of(folder):
         raise ValueError(f"checkpoint {folder}: the manifest is of step {content['step']}; was it renamed?")
-    return content
+    return {"validation_owed": False, **content}
 
 
 def _digest(content: dict[str, Any]) -> str:

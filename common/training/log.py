@@ -50,11 +50,10 @@ class RunLog(NoLog):
     """Continues the log in `folder` after `done` steps; later rows are cut off, as those steps come again."""
 
     def __init__(self, folder: Path, done: int, total: int, log_every: int) -> None:
-        cut_rows(folder / "losses.jsonl", done)
         self._folder, self._total, self._log_every = folder, total, log_every
-        self._rows = open(folder / "losses.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._row, self._row_start = cut_rows(folder / "losses.jsonl", done)
+        self._rows = open(folder / "losses.jsonl", "rb+")  # noqa: SIM115
         self._events = EventFile(folder / "tensorboard", first_step=done + 1 if done else 0)
-        self._row: dict[str, float] = {}
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._bar = _bar(done, total) if sys.stderr.isatty() else None
 
@@ -65,7 +64,8 @@ class RunLog(NoLog):
 
     def step(self, done: int, scalars: Mapping[str, float], seconds: float, waited: float) -> None:
         """One update: its scalars, its seconds, and how many of those it waited for the batch."""
-        self._end_row()
+        self._write_row()
+        self._row_start = self._rows.tell()
         self._row = {"step": done, **{name: float(value) for name, value in scalars.items()}}
         self._seconds.append(seconds)
         if self._bar:
@@ -110,8 +110,7 @@ class RunLog(NoLog):
 
     def sync(self) -> None:
         """Put the rows on the disk; a checkpoint must not be newer than its log."""
-        self._end_row()
-        self._rows.flush()
+        self._write_row()
         os.fsync(self._rows.fileno())
 
     def close(self) -> None:
@@ -121,29 +120,33 @@ class RunLog(NoLog):
         if self._bar:
             self._bar.close()
 
-    def _end_row(self) -> None:
-        """A row is written when its step is over: a validation may still add to it."""
+    def _write_row(self) -> None:
+        """The newest row, in place of itself: a validation adds to it, perhaps in a later session."""
         if self._row:
-            self._rows.write(json.dumps(self._row) + "\n")
+            self._rows.seek(self._row_start)
+            self._rows.write(json.dumps(self._row).encode() + b"\n")
             self._rows.flush()
-            self._row = {}
 
     def _told(self, done: int, scalars: Mapping[str, float]) -> str:
         left = timedelta(seconds=round(self.seconds_per_step * (self._total - done)))
         return f"{self.seconds_per_step:.3g} s/step  {left} left  {_numbers(scalars)}"
 
 
-def cut_rows(file: Path, done: int) -> None:
-    """Drop the rows after step `done`, and a row that a kill left half written."""
-    if not file.is_file():
-        return
-    keep = 0
-    with open(file, "rb+") as rows:
+def cut_rows(file: Path, done: int) -> tuple[dict[str, float], int]:
+    """Drop the rows after step `done`, and a row that a kill left half written; make the file if need be.
+
+    Returns:
+        The last row that stays, empty if there is none, and where in the file it begins.
+    """
+    last, begin, end = {}, 0, 0
+    with open(file, "ab+") as rows:
+        rows.seek(0)
         for line in rows:
             if not line.endswith(b"\n") or json.loads(line)["step"] > done:
                 break
-            keep += len(line)
-        rows.truncate(keep)
+            last, begin, end = json.loads(line), end, end + len(line)
+        rows.truncate(end)
+    return last, begin
 
 
 def read_rows(file: str | Path) -> list[dict[str, float]]:

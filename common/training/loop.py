@@ -21,7 +21,7 @@ from pydantic import Field
 from common.cli import commit, write_report
 from common.config import Config
 
-from .checkpoint import Checkpoint, Facts, checkpoint_folder, save
+from .checkpoint import Checkpoint, Facts, checkpoint_folder, record_validation, save
 from .interrupts import Interrupts
 from .log import NoLog, RunLog, Validation
 from .presence import Presence
@@ -118,11 +118,12 @@ def run_loop(
         if start:
             task.restore(start.state())
         _prune(config, folder, run_config, done, ranks)  # a kill may have come between writing and deleting
-        if done >= config.steps:
+        owed = start is not None and start.validation_owed and _validation_due(config, done)
+        if done >= config.steps and not owed:
             told = f"{folder}: {done} of {config.steps} steps are done already; set steps higher"
             print(told, file=sys.stderr)
             return Outcome(done, True, start.seconds if start else 0.0, None)
-        loop = _Loop(task, config, folder, run_config, ranks, interrupts, start)
+        loop = _Loop(task, config, folder, run_config, ranks, interrupts, start, owed)
         with closing(loop.log):
             outcome = loop.run(batches)
     if ranks.any(interrupts.received is not None) and not outcome.finished:
@@ -142,10 +143,13 @@ class _Loop:
         ranks: Ranks,
         interrupts: Interrupts,
         start: Checkpoint | None,
+        owed: bool,
     ) -> None:
         self.task, self.config, self.folder, self.run_config = task, config, folder, run_config
         self.ranks, self.interrupts = ranks, interrupts
         self.done = start.step if start else 0
+        self.owed = owed  # the validation after this step
+        self.saved = start is not None and start.folder == checkpoint_folder(folder, self.done)
         self.best = best_score(folder, self.done, run_config)
         self.commit = commit()
         self.seconds_before = start.seconds if start else 0.0
@@ -165,18 +169,20 @@ class _Loop:
     def run(self, batches: Batches) -> Outcome:
         """Step until all is done or someone says stop; then the report."""
         self._report()
-        written = None
+        written, stop = self._validate() if self.owed else None, False
         tick = time.perf_counter()
         with closing(_in_order(batches(self.done, self.config.steps), self.done)) as stream:
             for step, batch in stream:
                 waited = time.perf_counter() - tick
                 scalars = self._update(step, batch)
-                self.done = step + 1
+                self.done, self.saved = step + 1, False
                 self.log.step(self.done, scalars, time.perf_counter() - tick, waited)
-                score, improved = self._validate()
+                self.owed = _validation_due(self.config, self.done)
                 stop = self._stop()
-                if stop or improved or self.done % self.config.checkpoint_every == 0:
-                    written = self._checkpoint(score)
+                if stop or self.done % self.config.checkpoint_every == 0:
+                    written = self._checkpoint()
+                if self.owed and not (stop and self._in_a_hurry()):
+                    written = self._validate() or written
                 if stop:
                     break
                 tick = time.perf_counter()
@@ -204,18 +210,24 @@ class _Loop:
             )
         return scalars
 
-    def _validate(self) -> tuple[float | None, bool]:
-        """The score where a validation is due, and whether it is the best so far."""
-        every = self.config.validate_every
-        if not every or self.done % every:
-            return None, False
+    def _validate(self) -> Path | None:
+        """Judge the model. A checkpoint of this step is there before, so that nothing is lost if this fails,
+        and gets the score now; without one the best so far writes one, whose path is returned.
+        """
         found = self.task.validate(self.done)
         self.log.validation(self.done, found)
-        if found.score is None or not math.isfinite(found.score):
-            return None, False
-        improved = self.best is None or found.score < self.best
-        self.best = found.score if improved else self.best
-        return found.score, self.ranks.any(improved and self.config.keep_best > 0)
+        self.owed = False
+        score = found.score if found.score is not None and math.isfinite(found.score) else None
+        improved = score is not None and (self.best is None or score < self.best)
+        self.best = score if improved else self.best
+        if self.saved:
+            self.log.sync()
+            written = checkpoint_folder(self.folder, self.done)
+            together(self.ranks, lambda: record_validation(written, score) if self.ranks.rank == 0 else None)
+            _prune(self.config, self.folder, self.run_config, self.done, self.ranks)
+        elif self.ranks.any(improved and self.config.keep_best > 0):
+            return self._checkpoint(score)
+        return None
 
     def _stop(self) -> bool:
         """Whether this step is the last of the session; all ranks agree."""
@@ -223,12 +235,18 @@ class _Loop:
         asked = self.interrupts.received is not None or (limit is not None and self.seconds >= limit)
         return self.ranks.any(asked) or self.done == self.config.steps
 
-    def _checkpoint(self, score: float | None) -> Path:
+    def _in_a_hurry(self) -> bool:
+        """Whether someone waits for this process to end; the next session then validates."""
+        return self.done < self.config.steps and self.ranks.any(self.interrupts.received is not None)
+
+    def _checkpoint(self, score: float | None = None) -> Path:
         self.log.sync()
-        facts = Facts(self.done, self.run_config, self.commit, self.seconds_before + self.seconds, score)
+        seconds = self.seconds_before + self.seconds
+        facts = Facts(self.done, self.run_config, self.commit, seconds, score, self.owed)
         written = save(self.folder, facts, self.task.state(), self.task.export, self.ranks)
         _prune(self.config, self.folder, self.run_config, self.done, self.ranks)
         self.log.note(f"wrote {written}")
+        self.saved = True
         return written
 
     def _report(self, outcome: Outcome | None = None) -> None:
@@ -246,6 +264,10 @@ class _Loop:
             if not outcome.finished:
                 self.log.note(f"stopped after step {self.done}; to continue, run it again with resume=auto")
         write_report(self.folder / "train.json", self.run_config, **facts)
+
+
+def _validation_due(config: LoopConfig, done: int) -> bool:
+    return config.validate_every > 0 and done % config.validate_every == 0
 
 
 def _prune(config: LoopConfig, folder: Path, run_config: Config, done: int, ranks: Ranks) -> None:

@@ -20,13 +20,17 @@ from common.training.loop import LoopConfig, Validation, run_loop
 from .toy_training import Toy, contents, toy_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
-RESUMED = ["step 7", "write 8", "step 1"]
+RESUMED = ["step 7", "write 8", "validate 8", "validate 12", "step 1"]
 
 
 def run(folder, *overrides, die="none 0", nan="0"):
     words = [sys.executable, "-m", "tests.common.toy_training", str(folder), *overrides]
     environment = {**os.environ, "TOY_DIE": die, "TOY_NAN": nan, "OMP_NUM_THREADS": "1"}
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def judged_steps(folder):
+    return [row["step"] for row in read_rows(folder / "losses.jsonl") if "validation/score" in row]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_a_run_leaves_log_checkpoints_models_and_report(whole):
     rows = read_rows(whole / "losses.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
-    assert [row["step"] for row in rows if "validation/score" in row] == [4, 8, 12]
+    assert judged_steps(whole) == [4, 8, 12]
     assert [folder.name for folder in checkpoints(whole)] == [f"step-{n:08d}" for n in (4, 8, 12)]
     newest = open_checkpoint(checkpoints(whole)[-1])
     assert newest.score == rows[-1]["validation/score"]
@@ -62,9 +66,24 @@ def test_a_run_leaves_log_checkpoints_models_and_report(whole):
 @pytest.mark.parametrize("die", RESUMED)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, die):
     assert run(tmp_path, die=die).returncode == -9
-    assert len(read_rows(tmp_path / "losses.jsonl")) < 12
+    assert len(checkpoints(tmp_path)) < 3 or open_checkpoint(checkpoints(tmp_path)[-1]).validation_owed
     train(tmp_path)
     assert contents(tmp_path) == contents(whole)
+    for ours, theirs in zip(checkpoints(tmp_path), checkpoints(whole), strict=True):
+        assert open_checkpoint(ours).score == open_checkpoint(theirs).score
+
+
+def test_a_validation_that_dies_costs_no_step(tmp_path, whole):
+    """The step's checkpoint is written before, owing the validation, which the next session begins with."""
+    assert run(tmp_path, die="validate 8").returncode == -9
+    newest = open_checkpoint(checkpoints(tmp_path)[-1])
+    assert (newest.step, newest.score, newest.validation_owed) == (8, None, True)
+    assert run(tmp_path, "loop.steps=8", die="step 9").returncode == 0
+    judged = open_checkpoint(newest.folder)
+    assert judged.score == open_checkpoint(checkpoints(whole)[1]).score
+    assert not judged.validation_owed
+    assert judged_steps(tmp_path) == [4, 8]
+    assert "8 of 8 steps are done already" in run(tmp_path, "loop.steps=8").stderr
 
 
 def test_killed_at_every_file_operation(tmp_path):
@@ -82,6 +101,20 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(tmp_path, whole, die
     train(tmp_path)
     assert (tmp_path / "losses.jsonl").read_bytes() == (whole / "losses.jsonl").read_bytes()
     assert contents(tmp_path).items() >= {k: v for k, v in contents(whole).items() if "12/" in k}.items()
+
+
+def test_a_signal_does_not_wait_for_a_validation(tmp_path, whole):
+    assert run(tmp_path, die="term 8").returncode == 143
+    assert open_checkpoint(checkpoints(tmp_path)[-1]).validation_owed
+    assert "validation/score" not in read_rows(tmp_path / "losses.jsonl")[-1]
+    train(tmp_path)
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_what_is_owed_can_be_waived(tmp_path):
+    assert run(tmp_path, die="validate 8").returncode == -9
+    train(tmp_path, "loop.validate_every=0")
+    assert judged_steps(tmp_path) == [4]
 
 
 def test_a_second_signal_stops_at_once():
@@ -156,6 +189,12 @@ def test_data_that_ends_early_is_an_error(tmp_path):
     toy = Toy(config)
     with pytest.raises(ValueError, match="the data ended after step 5, wanted 12"):
         run_loop(toy, lambda start, stop: toy.batches(start, 5), config.loop, tmp_path, config)
+
+
+def test_no_data_at_all_is_an_error(tmp_path):
+    config = toy_config(tmp_path)
+    with pytest.raises(ValueError, match="the data ended after step 0, wanted 12"):
+        run_loop(Toy(config), lambda start, stop: iter(()), config.loop, tmp_path, config)
 
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Checkpoints on the disk: exact, verified, pruned with care, continued only by the run that wrote them."""
 
+import hashlib
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from common.config import Config
 from common.training.checkpoint import (
     DTYPES,
+    MANIFEST,
     Facts,
     checkpoint_folder,
     checkpoints,
@@ -66,6 +68,16 @@ def test_a_dtype_that_numpy_lacks_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x is bfloat16, .*as its bits"):
         write(tmp_path, 1, x=np.zeros(2, ml_dtypes.bfloat16))
     assert not checkpoints(tmp_path)
+
+
+def test_a_checkpoint_from_before_validations_could_be_owed(tmp_path):
+    folder = write(tmp_path, 1, score=2.0)
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["sha256"], content["validation_owed"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({"sha256": digest, **content}))
+    found = open_checkpoint(folder)
+    assert (found.score, found.validation_owed) == (2.0, False)
 
 
 def test_a_rank_may_have_nothing_to_say(tmp_path):

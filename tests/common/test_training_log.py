@@ -51,11 +51,14 @@ def test_rows_are_cut_back(tmp_path, torn):
     file = tmp_path / "losses.jsonl"
     rows = "".join(f'{{"step": {n}}}\n' for n in (1, 2, 3))
     file.write_text(rows + torn)
-    cut_rows(file, 3)
+    assert cut_rows(file, 3) == ({"step": 3}, 24)
     assert file.read_text() == rows
-    cut_rows(file, 1)
+    assert cut_rows(file, 1) == ({"step": 1}, 0)
     assert file.read_text() == '{"step": 1}\n'
-    cut_rows(file, 0)
+    assert cut_rows(file, 0) == ({}, 0)
+    assert file.read_text() == ""
+    file.unlink()
+    assert cut_rows(file, 3) == ({}, 0)
     assert file.read_text() == ""
 
 

@@ -3,9 +3,9 @@
     python -m tests.common.toy_training FOLDER [section.key=value ...]
     python -m tests.common.toy_training crash FOLDER
 
-TOY_DIE="step 7" or "write 8" makes it kill itself (-9) in the middle of that step, or of that step's
-checkpoint; "term 7" and "int 7" send it the signal instead. TOY_NAN=7 makes the loss of a step NaN. `crash`
-kills it at every file operation in turn, resumes it, and checks what is left.
+TOY_DIE="step 7", "validate 8" or "write 8" makes it kill itself (-9) in the middle of that step, its
+validation or its checkpoint; "term 7" and "int 7" send it the signal instead. TOY_NAN=7 makes the loss of a
+step NaN. `crash` kills it at every file operation in turn, resumes it, and checks what is left.
 """
 
 import os
@@ -55,6 +55,7 @@ class Toy:
         return {"loss": np.mean(error**2), "grad_norm": np.linalg.norm(gradient)}
 
     def validate(self, step):
+        act("validate", step)
         distance = float(np.linalg.norm(self.weight - self.truth))
         grey_HWC = np.full((8, 8, 3), min(255, int(distance * 20)), np.uint8)
         return Validation(distance, {"distance": distance}, {"grey": grey_HWC})
