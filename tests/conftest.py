@@ -16,6 +16,8 @@ ONLY = os.environ.get("TREE_ONLY", "")
 os.environ.setdefault("GLOG_v", "4")
 os.environ.setdefault("MS_OM_PATH", tempfile.gettempdir())  # where MindSpore leaves its failed graphs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for every core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -48,6 +50,8 @@ def available(tree: str) -> bool:
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.path.name != "test_goldens.py":  # which are many, long, and share nothing
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         for tree, framework in FRAMEWORK.items():
             if tree in item.keywords and not available(tree):
                 item.add_marker(

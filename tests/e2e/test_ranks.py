@@ -30,11 +30,10 @@ CASES = {
     },
     2: {
         "data": "",
-        "zero1": "parallel.zero=1",
         "zero2-parts": "parallel.zero=2,accumulate=2",
         "skiparse": "parallel.sequence=2",
         "ulysses": "parallel.sequence=2,parallel.kind=ulysses",
-        "text": f"{TEXT_ONLY},parallel.sequence=2",
+        "text": f"{TEXT_ONLY},parallel.zero=1",
         "padded": "config=PADDED,accumulate=2",
         "traffic": "",
     },

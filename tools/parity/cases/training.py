@@ -45,6 +45,8 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
     loss = tree.diffusion_loss.DiffusionLoss(model)
     params = tree.runtime.trainable(model)
     step = tree.optim.Step(loss, params, optimizer, tree.zero.Replicated(tree.parallel.Mean(1)), True)
+    gradients_of = tree.runtime.compiled(step.gradients, loss)
+    update = tree.runtime.compiled(step.update)
     noises = iter(case.numbered("noise"))
     results: dict[str, Any] = {"alphas_cumprod": alphas_cumprod(diffusion.schedule)}
     for index in range(record["steps"]):
@@ -58,7 +60,7 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
             noise = with_offset(diffusion, noise, next(noises))
         inputs = denoiser_inputs(case, config, index, latent, noise, keep, diffusion, condition)
         tensors = [to_tree(tree, x) for x in inputs]
-        values, grads = tree.runtime.compiled(step.gradients, loss)(*tensors, tree.tensor(np.float32(1)))
+        values, grads = gradients_of(*tensors, tree.tensor(np.float32(1)))
         results |= mixed(diffusion, index, case, latent, noise, keep, condition)
         output = f"model_pred_step{index}"
         # cells without video attend among padding in the reference; no loss and no gradient sees them
@@ -71,7 +73,7 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
         decay = warmed_ema_decay(args["ema_decay"], index + 1)
         numbers = tree.tensor(controls(optimizer, index + 1, optimizer.lr, decay))
         gradients = tree.runtime.varying(tuple(grads))
-        norm, _ = tree.runtime.compiled(step.update)(gradients, numbers, values[1])
+        norm, _ = update(gradients, numbers, values[1])
         results[f"grad_norm_before_clip_step{index}"] = tree.numpy(norm)
     results |= {f"final_param.{name}": tree.numpy(p) for name, p in params.items()}
     results |= {f"final_ema.{name}": x for name, x in averages(tree, step, params).items()}
