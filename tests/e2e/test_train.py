@@ -14,7 +14,7 @@ from common.config import load
 from common.noise import fresh_weights
 from common.parallel import Mesh
 from common.t2v_training import T2VTrainConfig, announce, open_loader
-from common.training.checkpoint import checkpoints, open_checkpoint
+from common.training.checkpoint import checkpoint_folder, checkpoints, open_checkpoint
 from common.video import read_frames
 from tests.conftest import TREES, available
 
@@ -24,11 +24,12 @@ from .training import (
     as_vector,
     command,
     final_state,
+    logged,
     losses,
     model_weights,
     run,
     start,
-    stop_after,
+    stop_when,
     write_config,
 )
 
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 
 def settings(**changes):
-    loop = {"steps": STEPS, "checkpoint_every": 3, "keep_last": 3, "validate_every": 5, "log_every": 1}
+    loop = {"steps": STEPS, "checkpoint_every": 5, "keep_last": 3, "validate_every": 5, "log_every": 1}
     size = {"num_frames": 5, "height": 32, "width": 64}
     validation = {
         "data": {"generated": True, "generated_sizes": [[5, 32, 64]], "workers": 0},
@@ -70,12 +71,16 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("name", TREES)
 def test_killed_and_stopped_is_bit_equal_to_uninterrupted(name, whole, tmp_path):
     config, uninterrupted = whole(name)
-    line = command(name, "train", config, f"output={tmp_path / 'run'}")
-    assert stop_after(line, tmp_path / "run", 4, signal.SIGKILL) == -signal.SIGKILL
-    assert stop_after(line, tmp_path / "run", 7, signal.SIGTERM) == 128 + signal.SIGTERM
+    output = tmp_path / "run"
+    line = command(name, "train", config, f"output={output}")
+    fifth = checkpoint_folder(output, 5)
+    assert stop_when(fifth.is_dir, line, signal.SIGKILL) == -signal.SIGKILL
+    assert open_checkpoint(fifth).validation_owed  # killed in it
+    assert stop_when(logged(output, 7), line, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert not open_checkpoint(fifth).validation_owed
     run(line)
-    assert losses(tmp_path / "run") == losses(uninterrupted)
-    ours, theirs = final_state(tmp_path / "run"), final_state(uninterrupted)
+    assert losses(output) == losses(uninterrupted)
+    ours, theirs = final_state(output), final_state(uninterrupted)
     assert ours.keys() == theirs.keys()
     for key, array in theirs.items():
         np.testing.assert_array_equal(ours[key], array, err_msg=key)

@@ -14,7 +14,17 @@ from tests.conftest import TREES, available
 from tests.tiny import tiny_vae_config
 
 from .test_evaluate_vae import WIDTHS, judge_folder
-from .training import as_vector, command, final_state, losses, model_weights, run, stop_after, write_config
+from .training import (
+    as_vector,
+    command,
+    final_state,
+    logged,
+    losses,
+    model_weights,
+    run,
+    stop_when,
+    write_config,
+)
 
 STEPS = 20
 LOSSES = {"loss", "nll", "pixel", "kl", "wavelet", "disc_loss"}
@@ -67,8 +77,8 @@ def test_killed_and_stopped_is_bit_equal_to_uninterrupted(name, whole, tmp_path)
     config, uninterrupted = whole(name)
     output = tmp_path / "parts"
     line = command(name, "train_vae", config, f"output={output}")
-    assert stop_after(line, output, 7, signal.SIGKILL) == -signal.SIGKILL
-    assert stop_after(line, output, 11, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert stop_when(logged(output, 7), line, signal.SIGKILL) == -signal.SIGKILL
+    assert stop_when(logged(output, 11), line, signal.SIGTERM) == 128 + signal.SIGTERM
     stopped = int(checkpoints(output)[-1].name.removeprefix("step-"))
     assert stopped == len(losses(output)) >= 11
     printed = run(line)

@@ -56,12 +56,12 @@ def run(line, code=0, timeout=900):
     return printed
 
 
-def stop_after(line, output, step, number, timeout=900):
-    """Run it until `step` steps are logged, send it a signal, and return its exit code."""
+def stop_when(ready, line, number, timeout=900):
+    """Run it until `ready()` is true, send it a signal, and return its exit code."""
     process = start(line, start_new_session=True)
     deadline = time.monotonic() + timeout
     try:
-        while len(losses(output)) < step and process.poll() is None and time.monotonic() < deadline:
+        while not ready() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.poll() is None, process.communicate()[0][-6000:]
         process.send_signal(number)
@@ -70,6 +70,11 @@ def stop_after(line, output, step, number, timeout=900):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode
+
+
+def logged(output, steps):
+    """Whether so many steps are logged, as a function to wait with."""
+    return lambda: len(losses(output)) >= steps
 
 
 def free_port():
