@@ -58,7 +58,7 @@ def read_clips(paths: Sequence[Path], config: EvaluateVAEConfig, skipped: dict[s
                     indices = range(start, start + config.num_frames * config.stride, config.stride)
                     frames_THWC = reader.frames(indices)
                     yield Clip(name, start, resize_crop(frames_THWC, config.height, config.width))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             skipped[name] = str(error)
 
 

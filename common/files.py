@@ -60,4 +60,5 @@ def write_safetensors(
 def write_json(path: str | Path, content: object) -> None:
     """Write JSON, indented, whole or not at all."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be no UTF-8

@@ -26,7 +26,10 @@ def read_image(path: str | Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"image {path}: got no such file, {wanted}; check the path")
     data = np.fromfile(path, np.uint8)
-    pixels = _decode(data)
+    try:
+        pixels = _decode(data)
+    except cv2.error:  # more pixels than OpenCV takes
+        pixels = None
     if pixels is None:
         raise ValueError(f"image {path}: got {data.size} bytes that do not decode, {wanted}; save it again")
     if pixels.dtype not in (np.uint8, np.uint16):

@@ -22,6 +22,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -132,6 +133,10 @@ class VideoReader:
         index = -1
         try:
             for index, frame in enumerate(self._container.decode(self._stream)):
+                if frame.is_corrupt:
+                    raise ValueError(
+                        f"video {self.path}: got frame {index} damaged, wanted a whole file; fetch it again"
+                    )
                 if index == len(self._pts):
                     self._note(index, frame)
                 yield index, frame
@@ -145,7 +150,7 @@ class VideoReader:
         self._complete = True
 
     def _note(self, index: int, frame: av.VideoFrame) -> None:
-        size = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+        size = (frame.width, frame.height) if orientation(frame).turned else (frame.height, frame.width)
         if index == 0:
             self._size = size
         elif size != self._size:
@@ -166,7 +171,7 @@ class VideoReader:
                 if index == key and frame.pts is not None and frame.pts < self._pts[key]:
                     continue  # left over from the key frame before
                 known = index < len(self._pts) and frame.pts == self._pts[index]
-                if not known or (index == key and not frame.key_frame):
+                if not known or frame.is_corrupt or (index == key and not frame.key_frame):
                     return
                 yield index, frame
                 index += 1
@@ -297,6 +302,11 @@ def _open(path: Path) -> tuple[InputContainer, av.VideoStream]:
     if not pictures or container.format.name == "tty":  # FFmpeg plays any .txt as terminal art
         container.close()
         raise ValueError(f"video {path}: got no moving pictures in it, {wanted}; is it sound or text?")
+    if pictures[0].codec_context is None:
+        container.close()
+        raise ValueError(
+            f"video {path}: got an encrypted stream or a codec that this FFmpeg lacks, {wanted}; convert it"
+        )
     pictures[0].thread_type = "AUTO"
     return container, pictures[0]
 
@@ -316,5 +326,26 @@ def _collect(walk: Iterator[Numbered], wanted: Sequence[int]) -> dict[int, np.nd
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """Pixels (H, W, 3) in uint8, upright as the file says."""
     image_HWC = frame.to_ndarray(format="rgb24", threads=1)  # more threads cost more than they save
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise
-    return np.rot90(image_HWC, quarter_turns) if quarter_turns else image_HWC
+    turned, upside_down, mirrored = orientation(frame)
+    if turned:
+        image_HWC = image_HWC.transpose(1, 0, 2)
+    return image_HWC[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+
+class Orientation(NamedTuple):
+    """How to show a picture: rows and columns exchanged first, then the flips."""
+
+    turned: bool
+    upside_down: bool
+    mirrored: bool
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """What a frame's display matrix says, to the nearest quarter turn (libavutil/display.h)."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return Orientation(False, False, False)
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    turned = abs(b) > abs(a)
+    across, down = (c, b) if turned else (a, d)
+    return Orientation(turned, down < 0, across < 0)

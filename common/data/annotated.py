@@ -45,9 +45,10 @@ class AnnotatedClips:
             groups = self._large(groups)
         self.buckets = [self._bucket(group[0]) for group in groups]
         if not groups:
+            told = "".join(f"\n  {what}" for what in self.annotations.unreadable_named)
             raise ValueError(
                 f"annotations {config.annotations}: got no usable clip, wanted some; "
-                f"dropped: {self._dropped()}"
+                f"dropped: {self._dropped()}{told}"
             )
         kept = self.selection.reason == KEPT
         self.assumed_fps = int((kept & np.isnan(columns.fps) & ~columns.is_image).sum())

@@ -36,6 +36,8 @@ class Entry(NamedTuple):
     fps: float  # NaN if not given
     start: int  # of the clip in its file, in frames
     crop: tuple[int, ...]  # left, right, top, bottom; NO_CROP: none
+    height: int  # as annotated
+    width: int
     aesthetic: float  # NaN if not given
 
 
@@ -72,6 +74,8 @@ class Annotations:
             value["fps"],
             value["start"],
             tuple(self._crops[4 * index : 4 * index + 4]),
+            value["height"],
+            value["width"],
             value["aesthetic"],
         )
 
@@ -92,6 +96,9 @@ class Annotations:
         if isinstance(entry, Exception):
             raise entry
         path, captions = entry["path"], entry.get("cap") or ()
+        for name in ("cap", "cut", "crop"):
+            if isinstance(entry.get(name), (dict, str) if name != "cap" else dict):
+                raise ValueError(f"{name} is {entry[name]!r}")
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not isinstance(path, str) or not path:
             raise ValueError(f"path is {path!r}")
@@ -116,7 +123,7 @@ class Annotations:
         row = (
             len(self.roots) - 1,
             False,
-            any(captions),
+            any(caption.strip() for caption in captions),
             suffix in _KNOWN,
             suffix in IMAGE_SUFFIXES,
             int(size.get("height") or 0),
@@ -128,7 +135,7 @@ class Annotations:
             _number(entry.get("motion")),
             _number(entry.get("tech")),
         )
-        self._append(row, crop, (path, *(caption for caption in captions if caption)))
+        self._append(row, crop, (path, *(caption for caption in captions if caption.strip())))
 
     def _add_unreadable(self, what: str) -> None:
         if len(self.unreadable_named) < MAX_NAMED:
@@ -147,7 +154,7 @@ class Annotations:
 
 
 COLUMNS = {  # name and type code of the module array
-    "root": "h",
+    "root": "i",
     "unreadable": "b",
     "has_caption": "b",
     "known_type": "b",
@@ -264,7 +271,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 for entry in batch.to_pylist():
                     number += 1
                     yield f"row {number}", entry
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"annotations {path}: got {error}, wanted a Parquet file; write it again") from None
 
 

@@ -10,10 +10,11 @@ MAX_NAMED = 10  # named in a message
 
 
 class Defect(NamedTuple):
-    """What is wrong with a file, and what the reader said."""
+    """What is wrong with a file or clip, and what the reader said."""
 
     kind: str
     reason: str
+    name: str  # of the file
 
 
 class BrokenFiles:
@@ -27,7 +28,7 @@ class BrokenFiles:
 
     def __init__(self, what: str, number: int, max_share: float):
         self.what, self.number, self.max_share = what, number, max_share
-        self.defects: dict[str, Defect] = {}  # by name
+        self.defects: dict[Hashable, Defect] = {}  # of those among `tried` that are broken
         self.tried: set[Hashable] = set()
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class BrokenFiles:
 
     def too_many(self, allowed: str = f"fewer than {MAX_TRIES} in a row") -> ValueError:
         """The error that says what was met and what would have been `allowed`."""
-        reasons = [f"  {defect.kind}: {defect.reason}" for defect in [*self.defects.values()][:MAX_NAMED]]
+        reasons = list(dict.fromkeys(f"  {d.kind}: {d.reason}" for d in self.defects.values()))[:MAX_NAMED]
         return ValueError(
             f"data: got {len(self)} broken of {len(self.tried)} {self.what} tried, wanted {allowed}; "
             "repair or remove them:\n" + "\n".join(reasons)
@@ -54,7 +55,7 @@ class BrokenFiles:
         """How many of each kind, and the first of them."""
         kinds = []
         for kind, count in Counter(defect.kind for defect in self.defects.values()).items():
-            names = [name for name, defect in self.defects.items() if defect.kind == kind]
-            more = ", ..." if count > MAX_NAMED else ""
+            names = list(dict.fromkeys(d.name for d in self.defects.values() if d.kind == kind))
+            more = ", ..." if len(names) > MAX_NAMED else ""
             kinds.append(f"{count} {kind} ({', '.join(names[:MAX_NAMED])}{more})")
         return f"skipped: {', '.join(kinds) or 'none'}"

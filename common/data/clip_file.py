@@ -10,9 +10,10 @@ Shape legend: T frames, H height, W width, C channels (RGB). Pixels are uint8.
 from collections.abc import Callable
 from contextlib import closing
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
+import av
 import numpy as np
 from av.error import FFmpegError
 
@@ -83,13 +84,16 @@ class ClipFile(VideoReader):
         found = []
         try:
             self._container.seek(target, stream=self._stream)
-            later = (f for f in self._container.decode(self._stream) if f.pts is None or f.pts >= target)
+            sound = takewhile(_is_sound, self._container.decode(self._stream))
+            later = (frame for frame in sound if frame.pts >= target)
             for frame in islice(later, 0, (num_frames - 1) * rate + 1, rate):
-                if frame.pts is None or frame.is_corrupt:
-                    return None
                 found.append(fit(to_rgb(frame)[None]))
         except FFmpegError:
             return None  # the exact reader decides whether the file is damaged
         if len(found) < num_frames or len({frames.shape for frames in found}) > 1:
             return None
         return np.concatenate(found)
+
+
+def _is_sound(frame: av.VideoFrame) -> bool:
+    return frame.pts is not None and not frame.is_corrupt

@@ -116,9 +116,9 @@ class Files:
                 else:
                     frames_THWC = read_clip(path, want.num_frames, want.rates, rng, frame.cut)
             except TooShortError as error:
-                broken[str(path)] = Defect("too short", str(error))
+                broken[str(path)] = Defect("too short", str(error), str(path))
             except (ValueError, OSError) as error:
-                broken[str(path)] = Defect("undecodable", str(error))
+                broken[str(path)] = Defect("undecodable", str(error), str(path))
             else:
                 return Drawn(frames_THWC, tuple(tried), broken, str(path))
         return Drawn(None, tuple(tried), broken)

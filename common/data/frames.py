@@ -6,6 +6,7 @@ Shape legend: T frames, H height, W width, C channels (RGB).
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from common.data.clip_file import ClipFile, TooShortError
 from common.video import to_rgb
 
 WORTH_JUMPING = 48  # frames before the first wanted one; fewer are decoded and passed over
+REORDERED = 32  # packets that may precede one that is shown before them
 
 Fit = Callable[[np.ndarray], np.ndarray]  # frames_THWC to frames_THWC
 
@@ -45,7 +47,7 @@ class IndexedFile(ClipFile):
 
     def jump_to(self, wanted: np.ndarray, fit: Fit) -> list[np.ndarray] | None:
         """The wanted frames of a file of constant rate with an index; None where that fails."""
-        if self.estimate() <= wanted[-1]:
+        if self.estimate() <= wanted[-1] or not self._evenly_spaced(int(wanted[-1]) + 1):
             return None
         time_base, fps = self._stream.time_base, self._stream.average_rate
         assert time_base is not None
@@ -61,6 +63,23 @@ class IndexedFile(ClipFile):
         except FFmpegError:
             return None  # the decode from the start decides whether the file is damaged
         return fitted if len(fitted) == len(wanted) else None
+
+    def _evenly_spaced(self, count: int) -> bool:
+        """Whether the first `count` frames come at the mean rate: a dropped one moves all that follow.
+
+        An MP4 lists the times of all frames in its header. Other files are read, not decoded, up to there.
+        """
+        stream = self._stream
+        assert stream.time_base is not None
+        assert stream.average_rate is not None
+        ticks = float(1 / stream.average_rate / stream.time_base)
+        if len(stream.index_entries) == stream.frames:
+            times = [entry.timestamp for entry in islice(stream.index_entries, count)]  # in order of decoding
+        else:
+            packets = islice(self._container.demux(stream), count + REORDERED)
+            times = sorted(packet.pts for packet in packets if packet.pts is not None)[:count]
+        late = (np.array(times) - times[0]) / ticks - np.arange(len(times)) if times else np.ones(1)
+        return len(times) == count and bool(np.abs(late).max() < 0.5)
 
 
 def _numbered(

@@ -21,6 +21,7 @@ from .t2v_config import T2VDataConfig
 from .text import chooser, training_text
 from .transforms import Box, fit_of
 
+NEARLY = 0.02  # of the annotated height and width: encoders round
 UNDECODABLE, TOO_SHORT, OTHER_SIZE = "undecodable", "shorter than annotated", "not of the annotated size"
 
 
@@ -69,12 +70,10 @@ class T2VReader:
         path = item.entry.path
         try:
             x_CTHW = self._pixels(item, rng)
-        except OtherSizeError as error:
-            return Sample(path, None, defect=Defect(OTHER_SIZE, str(error)))
-        except TooShortError as error:
-            return Sample(path, None, defect=Defect(TOO_SHORT, str(error)))
         except (ValueError, OSError) as error:
-            return Sample(path, None, defect=Defect(UNDECODABLE, str(error)))
+            kinds = {OtherSizeError: OTHER_SIZE, TooShortError: TOO_SHORT}
+            defect = Defect(kinds.get(type(error), UNDECODABLE), str(error), path)
+            return Sample(path, None, defect=defect, number=item.number)
         return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng), number=item.number)
 
     def _draw(self, item: SceneItem, rng: np.random.Generator) -> Sample:
@@ -115,15 +114,26 @@ class T2VReader:
 
     def _fit(self, frames_THWC: np.ndarray, item: ClipItem) -> np.ndarray:
         """Frames cut as annotated and brought to the size of the bucket."""
-        left, right, top, bottom = item.entry.crop
-        if item.entry.crop != NO_CROP:
+        entry, (_, H, W, _) = item.entry, frames_THWC.shape
+        if entry.crop != NO_CROP:
+            left, right, top, bottom = entry.crop
+            if right > W or bottom > H:
+                raise OtherSizeError(
+                    f"{entry.path}: got frames of {H}x{W}, wanted rows {top} to {bottom} and columns {left} "
+                    f"to {right} of them; correct crop"
+                )
             frames_THWC = Box(top, left, bottom - top, right - left).cut(frames_THWC)
+        elif not (np.isclose(H, entry.height, rtol=NEARLY) and np.isclose(W, entry.width, rtol=NEARLY)):
+            raise OtherSizeError(
+                f"{entry.path}: got frames of {H}x{W}, wanted {entry.height}x{entry.width} as annotated; "
+                "correct resolution"
+            )
         _, H, W, _ = frames_THWC.shape
         assert self.config.sizes is not None
         fit = fit_of(self.config.sizes, H, W) if H and W else None
         if fit is None or (fit.after.height, fit.after.width) != item.bucket[1:]:
             raise OtherSizeError(
-                f"{item.entry.path}: got frames of {H}x{W}, wanted the annotated size, which gives "
+                f"{entry.path}: got frames of {H}x{W}, wanted the annotated size, which gives "
                 f"{item.bucket.height}x{item.bucket.width}; correct resolution or crop"
             )
         return fit(frames_THWC)

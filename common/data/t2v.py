@@ -99,10 +99,10 @@ class T2VLoader:
     def _accept(self, step: int, place: int, sample: Sample) -> Sample | None:
         """The sample, or for a broken one another of its bucket, or none; broken ones are counted."""
         for attempt in range(MAX_TRIES):
-            self.broken.tried.add(sample.name)
+            self.broken.tried.add(sample.number)
             if sample.defect is None:
                 return sample
-            self.broken.defects[sample.name] = sample.defect
+            self.broken.defects[sample.number] = sample.defect
             self.broken.check()
             if not self.substitute:
                 return None

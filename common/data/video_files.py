@@ -1,5 +1,6 @@
 """Which video files a run reads: one file, a folder searched recursively, or a list."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -10,7 +11,7 @@ LIST_SUFFIX = ".txt"
 def find_videos(source: str | Path, *, images: bool = False) -> list[Path]:
     """The video files behind `source`, sorted by path; the files themselves are not opened.
 
-    A folder is searched recursively by suffix, hidden names and folders left out. A `.txt` file lists one
+    A folder is searched recursively by suffix, links followed, hidden names and folders left out. A `.txt` file lists one
     path per line, relative to its own folder; its order does not count, repeats count once, and a path that
     is missing is returned, so that the reader names it. Any other file stands for itself.
 
@@ -23,7 +24,7 @@ def find_videos(source: str | Path, *, images: bool = False) -> list[Path]:
     source = Path(source)
     wanted = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if images else ())
     if source.is_dir():
-        found = [path for path in source.rglob("*") if _is_wanted(path, source, wanted)]
+        found = [path for path in _below(source, frozenset()) if path.suffix.lower() in wanted]
         if not found:
             raise ValueError(
                 f"videos {source}: found none in it or below, wanted files ending in {', '.join(wanted)}; "
@@ -38,9 +39,17 @@ def find_videos(source: str | Path, *, images: bool = False) -> list[Path]:
     return _listed(source) if source.suffix.lower() == LIST_SUFFIX else [source]
 
 
-def _is_wanted(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in suffixes and not hidden and path.is_file()
+def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """The files, those behind links too; a link back to a folder that it is in leads nowhere."""
+    above |= {folder.resolve()}
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:
+                yield from _below(path, above)
+        elif path.is_file():
+            yield path
 
 
 def _listed(path: Path) -> list[Path]:

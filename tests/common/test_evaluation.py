@@ -1,5 +1,7 @@
 """Clips cover what they should, broken files are counted and named, the table tells what the report has."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from common import evaluation
 from common.config import build
 from common.data.video_files import find_videos
 from common.evaluation import Score, clip_starts, in_groups, read_clips
+from common.files import write_json
+from common.models import read_json
 from common.runs import EvaluateVAEConfig
 from common.video import write_video
 
@@ -52,10 +56,20 @@ def test_broken_files_are_named_and_the_others_read(tmp_path):
     write_video(tmp_path / "sub" / "good.mp4", frames_THWC, 8)
     write_video(tmp_path / "short.mp4", frames_THWC[:3], 8)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
+    odd = tmp_path / os.fsdecode(b"bad\xff.mp4")
+    odd.write_bytes(b"no video")
+    listed = [*find_videos(tmp_path / "sub"), tmp_path / ("x" * 300 + ".mp4")]
+    skipped: dict[str, str] = {}
+    assert len(list(read_clips(listed, config(input=str(tmp_path)), skipped))) == 1
+    assert len(skipped) == 1
+    list(read_clips([odd], config(input=str(tmp_path)), skipped))
+    write_json(tmp_path / "report.json", skipped)
+    assert list(read_json(tmp_path / "report.json")) == list(skipped)
+    odd.unlink()
     whole = (tmp_path / "sub" / "good.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     for clips, starts in ((0, [0, 4, 6]), (1, [0])):
-        skipped: dict[str, str] = {}
+        skipped = {}
         settings = config(input=str(tmp_path), clips_per_video=clips)
         found = list(read_clips(find_videos(tmp_path), settings, skipped))
         assert [(clip.name, clip.start) for clip in found] == [("sub/good.mp4", start) for start in starts]

@@ -1,6 +1,7 @@
 """Pictures come in upright, as RGB and 8 bits, and go out as the model's numbers say."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,10 @@ from common import images
 from tests.recorded import recorded
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+HEADER = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+HUGE = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + HEADER + struct.pack(">I", zlib.crc32(HEADER))
 
 
 def corners(side: int = 16) -> np.ndarray:
@@ -86,6 +91,7 @@ def test_transparent_pixels_lie_on_white(tmp_path):
         ("empty.png", b"", "0 bytes that do not decode"),
         ("a.png", b"hello", "5 bytes that do not decode"),
         ("half.jpg", b"\xff\xd8\xff", "3 bytes that do not decode"),
+        ("huge.png", HUGE, "33 bytes that do not decode"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_name(tmp_path, name, content, problem):

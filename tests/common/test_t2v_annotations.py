@@ -47,7 +47,7 @@ def test_formats_are_alike(tmp_path, suffix):
     assert found.unreadable_named == []
     clip, picture = found.entry(200), found.entry(399)
     assert clip == (
-        *("/videos/a/1.mp4", ("one", "zwölf"), False, 40, 23.976, 7, (2, 50, 1, 31)),
+        *("/videos/a/1.mp4", ("one", "zwölf"), False, 40, 23.976, 7, (2, 50, 1, 31), 64, 96),
         pytest.approx(5.5),
     )
     assert picture.path == "/videos/2.JPG"
@@ -80,6 +80,9 @@ def test_older_names_and_plain_sentences(tmp_path):
         {"path": 7},
         {"cap": [1]},
         {"cap": 3},
+        {"cap": {"short": "a ball", "long": "a large ball"}},
+        {"cut": "37,237"},
+        {"crop": "0123"},
         {"resolution": [1, 2]},
         {"num_frames": "many"},
         {"num_frames": 2**40},
@@ -96,6 +99,14 @@ def test_a_malformed_entry_is_named(tmp_path, change):
     assert found.columns().unreadable.tolist() == [False, True, False]
     assert "x.jsonl, line 3: " in found.unreadable_named[0]
     assert found.entry(2).captions == ("three",)  # the others keep their place
+
+
+def test_a_blank_caption_is_none(tmp_path):
+    found = read_annotations(
+        write(tmp_path / "x.jsonl", [CLIP | {"cap": "  "}, CLIP | {"cap": [" ", "one"]}])
+    )
+    assert found.columns().has_caption.tolist() == [False, True]
+    assert found.entry(1).captions == ("one",)
 
 
 def test_lines_that_are_no_entries_are_named(tmp_path):

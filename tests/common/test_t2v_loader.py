@@ -267,6 +267,36 @@ def test_broken_files_are_replaced_and_named(folder):
     assert_equal(again, {step: seen[step] for step in again})
 
 
+def test_every_clip_of_a_broken_file_counts(folder):
+    (folder / "broken.mp4").write_bytes(b"nonsense")
+    bad = [entry("broken.mp4", LONG, cut=[start, start + 40]) for start in (0, 40, 80)]
+    loader = T2VLoader(config(folder, clip_entries() + bad, max_bad_share=0.5), 2, seed=0)
+    for _ in loader.batches(0, loader.report().steps_per_epoch):
+        pass
+    assert len(loader.broken) == 3
+    assert "3 undecodable" in loader.summary()
+    assert loader.summary().count("broken.mp4") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"resolution": {"height": 96, "width": 64}}, "wanted 96x64 as annotated"),
+        ({"resolution": {"height": 128, "width": 192}}, "wanted 128x192 as annotated"),
+        ({"crop": [0, 200, 0, 64]}, "wanted rows 0 to 64 and columns 0 to 200 of them"),
+    ],
+)
+def test_one_size_for_all_does_not_hide_another_size_than_annotated(folder, change, told):
+    sizes = {"height": 32, "width": 32}
+    odd = [entry("0.mp4", LONG, **change)]
+    kept = config(folder, clip_entries() + odd, sizes=sizes, min_bucket_batches=0, max_bad_share=0.5)
+    loader = T2VLoader(kept, 2, seed=0)
+    for _ in loader.batches(0, loader.report().steps_per_epoch):
+        pass
+    (defect,) = loader.broken.defects.values()
+    assert told in defect.reason
+
+
 def test_the_place_of_a_broken_file_stays_empty_if_wanted(folder):
     """A broken clip that is alone in its bucket has no substitute."""
     (folder / "broken.png").write_bytes(b"nonsense")

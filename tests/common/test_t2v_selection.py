@@ -1,5 +1,8 @@
 """Which clips are used and why not, at which size and length; frames by index; pixels of a size."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 
@@ -182,6 +185,22 @@ def test_frames_are_those_asked_for(video, start, worth_jumping, monkeypatch):
     indices = start + np.array([0, 1, 1, 4, 9, 29])
     found_THWC = read_frames(video, indices, lambda x: x)
     assert numbers_of(found_THWC) == indices.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_frames_dropped_before_a_cut_move_nothing(tmp_path, suffix):
+    """A screen recording: its mean rate says nothing of where frame 60 is."""
+    path, rate = tmp_path / f"dropped.{suffix}", Fraction(1, 30)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 30
+        for i in range(120):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 2 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i if i < 20 else i + 10, rate
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    found_THWC = read_frames(path, np.arange(60, 90), lambda x: x)
+    np.testing.assert_allclose(found_THWC.mean((1, 2, 3)), np.arange(120, 180, 2), atol=1)
 
 
 def test_a_video_too_short_for_its_annotation(video):

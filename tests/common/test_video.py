@@ -39,7 +39,15 @@ def numbers(frames_THWC: np.ndarray) -> list[int]:
 
 
 def encode(
-    path, codec, options=None, b_frames=0, pix_fmt="yuv420p", variable=False, turned=0, container=None
+    path,
+    codec,
+    options=None,
+    b_frames=0,
+    pix_fmt="yuv420p",
+    variable=False,
+    turned=0,
+    container=None,
+    matrix=None,
 ) -> Path:
     """A clip of NUM_FRAMES numbered frames at 25 fps, a key frame at least every 12."""
     with av.open(str(path), "w", format=container) as file:
@@ -50,6 +58,8 @@ def encode(
             stream.codec_context.time_base = Fraction(1, 120)
         if turned:
             stream.set_display_rotation(turned)
+        if matrix:
+            stream.set_display_matrix(matrix)
         for index in range(NUM_FRAMES):
             frame = av.VideoFrame.from_ndarray(numbered(index), format="rgb24").reformat(format=pix_fmt)
             frame.pts = VARIABLE_PTS[index] if variable else index
@@ -144,6 +154,49 @@ def test_rotation_is_applied(tmp_path, turned, quarter_turns):
     upright = np.rot90(video.read_frames(path, [5])[0], -quarter_turns)
     assert number_of(upright) == 5
     assert video.probe(path)[2:4] == ((W, H) if quarter_turns % 2 else (H, W))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), lambda image_HWC: image_HWC[:, ::-1]),  # as cameras that face their user write it
+        ((1, 0, 0, -1), lambda image_HWC: image_HWC[::-1]),
+        ((0, 1, 1, 0), lambda image_HWC: image_HWC.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image_HWC: image_HWC.transpose(1, 0, 2)[::-1, ::-1]),
+    ],
+)
+def test_mirrors_are_applied(tmp_path, matrix, shown):
+    """x' = a x + c y, y' = b x + d y."""
+    a, b, c, d = (value << 16 for value in matrix)
+    path = encode(tmp_path / "mirrored.mp4", "libx264", matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    plain = encode(tmp_path / "plain.mp4", "libx264")
+    wanted = shown(video.read_frames(plain, [5])[0])
+    np.testing.assert_array_equal(video.read_frames(path, [5])[0], wanted)
+    assert video.probe(path)[2:4] == wanted.shape[:2]
+
+
+def test_damage_that_decodes_is_noticed(tmp_path):
+    """A decoder hides what it cannot read, and marks most of it."""
+    data = encode(tmp_path / "whole.mp4", "libx264").read_bytes()
+    wanted = [number_of(frame) for frame in video.read_frames(tmp_path / "whole.mp4")]
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(20):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data) // 8, 5 * len(data) // 8, 3):
+            damaged[place] ^= 0xFF
+        (tmp_path / "damaged.mp4").write_bytes(damaged)
+        try:
+            passed += [number_of(frame) for frame in video.read_frames(tmp_path / "damaged.mp4")] != wanted
+        except ValueError:
+            continue
+    assert passed <= 2
+
+
+def test_an_encrypted_stream_is_refused(tmp_path):
+    path = encode(tmp_path / "locked.mp4", "libx264")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"encv"))
+    with pytest.raises(ValueError, match=r"locked.mp4: got an encrypted stream or a codec"):
+        video.probe(path)
 
 
 def test_sound_is_ignored(tmp_path):

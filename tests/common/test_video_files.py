@@ -56,3 +56,18 @@ def test_nothing_found(folder, tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"list\.txt: got .*, wanted a UTF-8 text"):
         find_videos(tmp_path / "list.txt")
+
+
+def test_links_are_followed_but_not_round(folder, tmp_path):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    (shelf / "linked.mp4").touch()
+    (folder / "a" / "shelf").symlink_to(shelf)
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    assert names(folder, find_videos(folder)) == [
+        "a/C.MOV",
+        "a/deep/er/x.webm",
+        "a/shelf/linked.mp4",
+        "b.mp4",
+    ]
