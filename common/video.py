@@ -342,7 +342,7 @@ class Orientation(NamedTuple):
 
 def orientation(frame: av.VideoFrame) -> Orientation:
     """What a frame's display matrix says, to the nearest quarter turn (libavutil/display.h)."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[arg-type] PyAV's stub wants str
     if matrix is None:
         return Orientation(False, False, False)
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y

@@ -6,7 +6,7 @@ that a sample is a pure function of (seed, index).
 Shape legend: T frames, H height, W width, C channels (RGB). Pixels are uint8.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -62,7 +62,7 @@ class Drawn(NamedTuple):
 
     frames_THWC: np.ndarray | None  # None: MAX_TRIES files in a row were broken
     tried: tuple[int, ...] = ()
-    broken: Mapping[str, Defect] = {}  # by path
+    broken: Mapping[Hashable, Defect] = {}  # by path
     name: str = ""  # of the file, or what was drawn
 
 

@@ -161,7 +161,7 @@ class ClipLoader:
     def _accept(self, which: int, drawn: Drawn) -> np.ndarray:
         """The frames of a sample, once its broken files are counted."""
         self.broken.tried |= {(which, file) for file in drawn.tried}
-        self.broken.defects |= drawn.broken
+        self.broken.defects.update(drawn.broken)
         if drawn.frames_THWC is None:
             raise self.broken.too_many()
         self.broken.check()

@@ -11,7 +11,7 @@ LIST_SUFFIX = ".txt"
 def find_videos(source: str | Path, *, images: bool = False) -> list[Path]:
     """The video files behind `source`, sorted by path; the files themselves are not opened.
 
-    A folder is searched recursively by suffix, links followed, hidden names and folders left out. A `.txt` file lists one
+    A folder is searched recursively by suffix, links followed, hidden names left out. A `.txt` file lists one
     path per line, relative to its own folder; its order does not count, repeats count once, and a path that
     is missing is returned, so that the reader names it. Any other file stands for itself.
 
