@@ -53,10 +53,11 @@ class ClipEncoder:
         self.chunk_frames = chunk_frames
         self.at_work = resting(self.vae, device, on_host)
 
-    def __call__(self, x_BCTHW: np.ndarray) -> np.ndarray:
-        """moments (B,2Z,T',H/8,W/8), float32."""
+    def __call__(self, x_BCTHW: np.ndarray, parts: int = 1) -> np.ndarray:
+        """moments (B,2Z,T',H/8,W/8), float32; the clips go through in `parts`, one after the other."""
         with self.at_work():
-            return encode(self.vae, x_BCTHW, self.chunk_frames)
+            found = [encode(self.vae, part, self.chunk_frames) for part in split(x_BCTHW, parts)]
+        return np.concatenate(found)
 
 
 class CaptionEncoder:
@@ -82,13 +83,23 @@ class CaptionEncoder:
         self.num_cut = 0  # captions longer than the encoder takes
         self.cut: list[str] = []  # a sentence for each of the first of them
 
-    def __call__(self, captions: Sequence[str]) -> tuple:
-        """States (B,L,E) float32 and which tokens are there (B,L), padded to the encoder's length."""
-        ids, keep_BL, cut = tokenize(self.config, captions)
+    def __call__(self, captions: Sequence[str], parts: int = 1) -> tuple:
+        """States (B,L,E) float32 and which tokens are there (B,L), padded to the encoder's length.
+
+        The captions go through in `parts`, one after the other.
+        """
+        ids_BL, keep_BL, cut = tokenize(self.config, captions)
         self.num_cut += len(cut)
         self.cut += cut[: SHOWN - len(self.cut)]
         with runtime.inference(), self.at_work():
-            return runtime.to_numpy(self.encoder(ids, keep_BL)).astype(np.float32), keep_BL
+            pairs = zip(split(ids_BL, parts), split(keep_BL, parts))
+            found = [runtime.to_numpy(self.encoder(ids, keep)).astype(np.float32) for ids, keep in pairs]
+        return np.concatenate(found), keep_BL
+
+
+def split(x: np.ndarray, parts: int) -> list[np.ndarray]:
+    """As many parts, or as many as there are."""
+    return np.array_split(x, min(len(x), parts))
 
 
 def resting(model: nn.Cell, device: str, on_host: bool) -> Callable[[], AbstractContextManager]:
@@ -128,17 +139,12 @@ class Encoders:
     def moments(self, x_BCTHW: np.ndarray) -> np.ndarray:
         """As ClipEncoder, in as many parts as an update has."""
         assert self.clips is not None
-        return np.concatenate([self.clips(part) for part in self._parts(x_BCTHW)])
+        return self.clips(x_BCTHW, self.config.accumulate)
 
     def text(self, captions: Sequence[str]) -> tuple:
         """As CaptionEncoder, in as many parts as an update has."""
         assert self.captions is not None
-        found = [self.captions(list(part)) for part in self._parts(np.asarray(captions, object))]
-        states, keeps = zip(*found, strict=True)
-        return np.concatenate(states), np.concatenate(keeps)
-
-    def _parts(self, x: np.ndarray) -> list[np.ndarray]:
-        return np.array_split(x, min(len(x), self.config.accumulate))
+        return self.captions(captions, self.config.accumulate)
 
     def summary(self) -> str:
         """How many captions were longer than the encoder takes, and the first of them."""

@@ -64,8 +64,9 @@ def tail(x_BCTHW: Tensor, frames: int) -> Tensor:
 
 def pad_right_bottom(x: Tensor) -> Tensor:
     """One row and one column of zeros at the end of the last two dims."""
-    # not ops.pad: on a CPU its gradient never returns from the tenth call
-    return _ops.operations.Pad(((0, 0),) * (x.ndim - 2) + ((0, 1), (0, 1)))(x)
+    # not ops.pad: on a CPU its gradient never returns from the tenth call; not Pad: CANN's has no bfloat16
+    x = _ops.concat((x, _ops.zeros((*x.shape[:-1], 1), x.dtype)), -1)
+    return _ops.concat((x, _ops.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype)), -2)
 
 
 def pad_zeros(x_BCTHW: Tensor, pads: tuple) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import mindspore
 import numpy as np
 from mindspore import Tensor, nn
-from mindspore.communication import GlobalComm, create_group, init
+from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
 
 from common.parallel import Mesh
 
@@ -133,6 +133,11 @@ class Ranks:
         self.device = device
         if mesh.size > 1:
             init("mccl" if device == "cpu" else "hccl")
+            if (get_rank(), get_group_size()) != (mesh.rank, mesh.size):
+                raise ValueError(
+                    f"launch: the environment says rank {mesh.rank} of {mesh.size}, wanted {get_rank()} of "
+                    f"{get_group_size()} as msrun counts; unset RANK and WORLD_SIZE, give msrun --node_rank"
+                )
         self.mean = Mean(mesh.size)
 
     def everyone(self) -> Group:

@@ -10,6 +10,7 @@ from typing import Any
 import mindspore
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore import dtype as mstype
 
 from common.text import (
     WIDTH_KEYS,
@@ -39,6 +40,7 @@ class TextEncoder:
                 "set dtype to float32"
             )
         self.model: Any = _load(config)
+        _use_exact_buckets(self.model)
         if on_cpu:
             _use_cpu_kernels(self.model)
 
@@ -81,6 +83,14 @@ def _load(config: TextConfig) -> nn.Cell:
     return model.set_train(False)
 
 
+def _use_exact_buckets(model: nn.Cell) -> None:
+    """Replace, inside `model`, the bias that rests on a logarithm, on every device."""
+    for _, cell in list(model.cells_and_names()):
+        if "relative_attention_bias" in cell.name_cells():
+            table = cell.relative_attention_bias.embedding_table
+            cell.relative_attention_bias = _RelativeBias(table, cell.relative_attention_max_distance)
+
+
 # mindone's models call operators for which MindSpore has no CPU kernel, or an inexact one. On CPU, and only
 # there, the cells of the loaded model that do so are replaced by those below: same parameters, same maths.
 
@@ -99,9 +109,6 @@ def _use_cpu_kernels(model: nn.Cell) -> None:
                 setattr(cell, name, _Gelu("none"))
             elif isinstance(child, NewGELUActivation):
                 setattr(cell, name, _Gelu("tanh"))
-            elif name == "relative_attention_bias":
-                max_distance = cell.relative_attention_max_distance
-                setattr(cell, name, _RelativeBias(child.embedding_table, max_distance))
 
 
 class _Lookup(nn.Cell):
@@ -139,7 +146,8 @@ class _Gelu(nn.Cell):
 
 
 class _RelativeBias(nn.Cell):
-    """T5's relative attention bias. The CPU kernel of log puts distances 16, 32 and 64 into the wrong bucket.
+    """T5's relative attention bias. At distances 16, 32 and 64 a logarithm that is one rounding off, as that
+    of the CPU, gives the wrong bucket.
 
     It stands where the model turns buckets into biases, reads no more than their shape and computes its own.
     """
@@ -148,7 +156,9 @@ class _RelativeBias(nn.Cell):
         super().__init__(auto_prefix=False)
         self.max_distance = max_distance  # from here on every distance falls into the same bucket
         relative_R = np.arange(-max_distance, max_distance + 1)
-        self.bias_RN = Tensor(table.asnumpy()[_relative_buckets(relative_R, table.shape[0], max_distance)])
+        biases = table.astype(mstype.float32).asnumpy()  # NumPy has no bfloat16
+        biases_RN = biases[_relative_buckets(relative_R, table.shape[0], max_distance)]
+        self.bias_RN = Tensor(biases_RN).astype(table.dtype)
 
     def construct(self, buckets_LL: Tensor) -> Tensor:
         num_queries, num_keys = ops.shape(buckets_LL)

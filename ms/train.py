@@ -272,6 +272,7 @@ def train(config: T2VTrainConfig) -> None:
     mesh = mesh_from_environment()
     samples_mesh = config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
+    ranks = Ranks(mesh, device)  # before the annotations are read: msrun's scheduler goes no further
     cli.prepare_folder(config.output)
     per_rank = config.global_batch_size // samples_mesh.size
     loader = open_loader(config, config.data, per_rank, config.seed, samples_mesh)
@@ -280,7 +281,6 @@ def train(config: T2VTrainConfig) -> None:
     announced = announce(config, model_config, report.tokens, per_rank // config.accumulate)
     if mesh.rank == 0:
         print(f"{report}\n{announced}")
-    ranks = Ranks(mesh, device)
     task = T2VTraining(config, device, mesh, ranks)
     if ranks.rank == 0:
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())

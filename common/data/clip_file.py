@@ -85,7 +85,7 @@ class ClipFile(VideoReader):
         try:
             self._container.seek(target, stream=self._stream)
             sound = takewhile(_is_sound, self._container.decode(self._stream))
-            later = (frame for frame in sound if frame.pts >= target)
+            later = (frame for frame in sound if frame.pts is not None and frame.pts >= target)
             for frame in islice(later, 0, (num_frames - 1) * rate + 1, rate):
                 found.append(fit(to_rgb(frame)[None]))
         except FFmpegError:

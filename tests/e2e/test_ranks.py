@@ -173,6 +173,18 @@ def test_both_trees_train_alike(trained):
         check(trained("ms", 1)[case], trained("pt", 1)[case])
 
 
+@pytest.mark.ms
+def test_ranks_that_are_not_those_of_their_launcher_are_refused(tmp_path, monkeypatch):
+    """Job systems number nodes under the names that torchrun uses for ranks."""
+    config = write_config(tmp_path / "run.yaml", image_settings())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = launch("ms", [WORKER, "ms", str(config), str(tmp_path), "data:"], 2, tmp_path / "logs")
+    run(line, code=1)
+    told = "".join(path.read_text(errors="replace") for path in (tmp_path / "logs").glob("*.log"))
+    assert "the environment says rank 0 of 2, wanted 1 of 2 as msrun counts" in told
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_ranks_that_share_a_sequence_sample_the_same_video(name, tmp_path):
     run_settings = image_settings()

@@ -84,8 +84,9 @@ def test_an_encoder_that_rests_is_fetched_for_each_use(tree, monkeypatch):
     resting = clip_encoder(tree, on_host=True)
     assert len(visits) == 1, "it goes to rest at once"
     np.testing.assert_array_equal(resting(X_BCTHW), always)
-    resting(X_BCTHW)
-    assert len(visits) == 3
+    two = resting(np.concatenate([X_BCTHW, X_BCTHW]), parts=2)
+    np.testing.assert_allclose(two, np.concatenate([always, always]), atol=1e-6)
+    assert len(visits) == 3, "once for all parts"
 
 
 def blocks_of(tree):
