@@ -96,10 +96,7 @@ class Annotations:
         if isinstance(entry, Exception):
             raise entry
         path, captions = entry["path"], entry.get("cap") or ()
-        for name in ("cap", "cut", "crop"):
-            if isinstance(entry.get(name), (dict, str) if name != "cap" else dict):
-                raise ValueError(f"{name} is {entry[name]!r}")
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = [captions] if isinstance(captions, str) else list(_items(captions, "cap"))
         if not isinstance(path, str) or not path:
             raise ValueError(f"path is {path!r}")
         if not all(isinstance(caption, str) for caption in captions):
@@ -108,7 +105,7 @@ class Annotations:
         if not isinstance(size, dict):
             raise ValueError(f"resolution is {size}")
         crop = entry.get("crop")
-        crop = NO_CROP if crop is None else tuple(int(edge) for edge in crop)
+        crop = NO_CROP if crop is None else tuple(int(edge) for edge in _items(crop, "crop"))
         if len(crop) != 4 or (crop != NO_CROP and not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3])):
             raise ValueError(f"crop is {crop}")
         suffix = path[path.rfind(".") :].lower()
@@ -116,7 +113,7 @@ class Annotations:
         if fps <= 0:
             raise ValueError(f"fps is {fps}")
         cut = entry.get("cut")
-        start = 0 if cut is None else int(cut[0])
+        start = 0 if cut is None else int(_items(cut, "cut")[0])
         if start < 0:
             raise ValueError(f"cut is {cut}")
         aesthetic = entry.get("aesthetic")
@@ -283,6 +280,13 @@ _FIELDS = {
 
 def _as_entry(entry: Any) -> Any:
     return entry if isinstance(entry, dict) else ValueError(f"not an entry but {type(entry).__name__}")
+
+
+def _items(value: Any, name: str) -> Any:
+    """A list as it is; texts and tables, which have items too, are refused."""
+    if isinstance(value, (str, dict)):
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def _number(value: Any) -> float:

@@ -47,7 +47,7 @@ class IndexedFile(ClipFile):
 
     def jump_to(self, wanted: np.ndarray, fit: Fit) -> list[np.ndarray] | None:
         """The wanted frames of a file of constant rate with an index; None where that fails."""
-        if self.estimate() <= wanted[-1] or not self._evenly_spaced(int(wanted[-1]) + 1):
+        if self.estimate() <= wanted[-1]:
             return None
         time_base, fps = self._stream.time_base, self._stream.average_rate
         assert time_base is not None
@@ -56,6 +56,8 @@ class IndexedFile(ClipFile):
         first = (self._stream.start_time or 0) + int(wanted[0]) * ticks
         self._stream.codec_context.thread_count = 1  # each further one decodes a frame too many
         try:
+            if not self._evenly_spaced(int(wanted[-1]) + 1):
+                return None
             self._container.seek(round(first), stream=self._stream)
             fitted = _pick(
                 _numbered(self._container.decode(self._stream), int(wanted[0]), first, ticks), wanted, fit
