@@ -219,6 +219,26 @@ def _layer_norm(
     return (x - mean) / np.sqrt(variance + np.float32(eps)) * gamma + beta, mean, variance
 
 
+def _conv3d(
+    node: Node,
+    x_BCTHW: np.ndarray,
+    weight_OCTHW: np.ndarray,
+    bias: np.ndarray | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> np.ndarray:
+    """aclnnConvolution in three dims, as far as we use it."""
+    plain = (set(dilation), groups) == ({1}, 1)
+    _require(plain, _where(node), "dilation and groups", (dilation, groups), "1", "change the layer")
+    padded = np.pad(_wide(x_BCTHW), ((0, 0), (0, 0), *((side, side) for side in padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (1, 1, *weight_OCTHW.shape[2:]))
+    t, h, w = stride
+    y = np.einsum("bcthwijk,ocijk->bothw", windows[:, :, ::t, ::h, ::w, 0, 0], _wide(weight_OCTHW))
+    return y if bias is None else y + _wide(bias)[:, None, None, None]
+
+
 def _strided_slice(
     node: Node, x: np.ndarray, begin: tuple, end: tuple, strides: tuple, *masks: int
 ) -> np.ndarray:
@@ -238,6 +258,7 @@ OPERATORS: dict[str, Callable] = {
     "Add": lambda node, a, b: a + b,
     "BroadcastTo": lambda node, x, shape: np.broadcast_to(x, shape),
     "Cast": lambda node, x, dtype: x,
+    "Conv3DExt": _conv3d,
     "Concat": lambda node, arrays, axis: np.concatenate(arrays, axis),
     "Dense": _dense,
     "Depend": lambda node, x, _: x,

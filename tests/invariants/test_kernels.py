@@ -43,21 +43,6 @@ def test_norms_keep_their_statistics_in_float32(tree):
 
 
 @pytest.mark.ms
-def test_convolutions_of_ascend_take_float32():
-    """CANN's Conv3D does not; that of aclnn, which Conv3DExt calls, does."""
-    from tools.ascend_graph import export
-    from tools.parity.tree import Tree
-
-    tree = Tree("ms")
-    with tree.kernels.on("ascend"):
-        layer = tree.layers.Conv3d(3, 4, (3, 3, 3), (1, 2, 2), (0, 1, 1))
-    graph = export(layer, tree.tensor(normal((1, 3, 5, 8, 8), 0, 0)))
-    (node,) = graph.find("Conv3DExt")
-    assert not graph.find("Conv3D")
-    assert graph.type_of(node.name).shape == (1, 4, 3, 4, 4)
-
-
-@pytest.mark.ms
 def test_the_first_ascend_is_refused():
     from ms import runtime
 
