@@ -48,11 +48,8 @@ def available(tree: str) -> bool:
     return importlib.util.find_spec(FRAMEWORK[tree]) is not None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.name != "test_goldens.py":  # which are many, long, and share nothing
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         for tree, framework in FRAMEWORK.items():
             if tree in item.keywords and not available(tree):
                 item.add_marker(
