@@ -8,13 +8,15 @@ import html
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_plus
 
 import ftfy
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from bs4.builder import ParserRejectedMarkup
+
+from .errors import InputError
+from .files import read_lines
 
 Kind = Literal["video", "image"]
 Choose = Callable[[Sequence[str]], str]
@@ -30,37 +32,22 @@ NEGATIVE_PROMPT = (
 def read_prompts(spec: str | Sequence[str]) -> list[str]:
     """The prompts meant by `spec`: a list, one prompt, or the path of a .txt file with one prompt per line.
 
-    Blank lines of a file are skipped.
+    Blank lines of a file are skipped; a line ends at LF or CRLF only.
 
     Raises:
-        ValueError: the file is missing, not UTF-8 or empty, or a prompt is blank.
+        InputError: the file is missing, not UTF-8 or empty, or a prompt is blank.
     """
     if isinstance(spec, str) and spec.endswith(".txt"):
-        return _read_prompt_file(Path(spec))
+        lines = read_lines(spec, "prompts", "a UTF-8 text file with one prompt per line")
+        return [line for _, line in lines]
     prompts = [spec] if isinstance(spec, str) else list(spec)
     blank = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str) or not prompt.strip()]
     if blank or not prompts:
         got = f"{prompts[blank[0]]!r} at position {blank[0]}" if blank else "no prompt at all"
-        raise ValueError(
+        raise InputError(
             f"prompts: got {got}, wanted text; give a sentence, a list, or the path of a .txt file"
         )
     return [prompt.strip() for prompt in prompts]
-
-
-def _read_prompt_file(path: Path) -> list[str]:
-    wanted = "wanted a UTF-8 text file with one prompt per line"
-    if not path.is_file():
-        raise ValueError(
-            f"prompts {path}: got no such file, {wanted}; check the path or write the prompt itself"
-        )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"prompts {path}: got {error}, {wanted}; save it again as UTF-8") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"prompts {path}: got only blank lines, {wanted}; add a prompt")
-    return prompts
 
 
 def clean_caption(text: str, keep_chinese: bool = True) -> str:

@@ -8,14 +8,20 @@ The layout is the Hugging Face hub's: `diffusion_pytorch_model.safetensors`, or 
 import json
 from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .files import write_json, write_safetensors
+from .errors import InputError
+from .files import LFS_HINT, is_lfs_pointer, parse_json, read_json, write_json, write_safetensors
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_TAIL = ".index.json"
+INDEX_SUFFIX = f".safetensors{INDEX_TAIL}"
+ELEMENT_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
 def wrong_keys(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -36,13 +42,13 @@ def check_weights(
     """Compare names and shapes of a model with those of its weights.
 
     Raises:
-        ValueError: lists every missing, unexpected and misshapen key at once.
+        InputError: lists every missing, unexpected and misshapen key at once.
     """
     problems = wrong_keys(expected, given)
     if problems:
         count = Counter(line.partition(" ")[0] for line in problems)
         told = ", ".join(f"{count[kind]} {kind}" for kind in ("missing", "unexpected", "misshapen"))
-        raise ValueError(
+        raise InputError(
             f"{where}: {told} keys; is this the config the weights belong to?\n  " + "\n  ".join(problems)
         )
 
@@ -61,7 +67,8 @@ class StoredWeights(Mapping[str, np.ndarray]):
     float32.
 
     Raises:
-        ValueError: no weights there, a shard of the index missing, or a file that is not safetensors.
+        InputError: as weight_files; a file that is not safetensors; a tensor whose elements NumPy lacks, or
+            that is a placeholder without values.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,6 +77,12 @@ class StoredWeights(Mapping[str, np.ndarray]):
         self._dtypes: dict[str, str] = {}
         for file in weight_files(path):
             for key, entry in _header(file).items():
+                if 0 in entry["shape"]:
+                    raise InputError(
+                        f"weights {file}: {key} has shape {tuple(entry['shape'])} and holds no values: ranks "
+                        "that shared the parameters (ZeRO-3) left placeholders; gather them first with the "
+                        "trainer's own zero_to_fp32.py"
+                    )
                 self.shapes[key] = tuple(entry["shape"])
                 self._dtypes[key] = entry["dtype"]
                 self._files[key] = file
@@ -79,7 +92,18 @@ class StoredWeights(Mapping[str, np.ndarray]):
         return self._dtypes[key]
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return _read_tensor(self._files[key], key)
+        """
+        Raises:
+            InputError: a value is not finite: such a weight makes every video noise.
+        """
+        array = _read_tensor(self._files[key], key)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise InputError(
+                f"weights {self._files[key]}: {bad} of {array.size} values of {key} are not finite; the run "
+                "that wrote them had diverged, or the copy is damaged: take an earlier checkpoint"
+            )
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -115,33 +139,71 @@ def save_weights(
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The safetensors files that hold a model, in the order of the index."""
+    """The safetensors files that hold a model, in the order of the index.
+
+    In a folder with weights under several names those called as `save_weights` calls them are taken; other
+    names are as good as each other, so there the choice is left to the caller.
+
+    Raises:
+        InputError: no weights, or several candidates; an index that is none or names files that are missing;
+            a trainer's checkpoint, whose message names the folders inside that hold models.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ValueError(
+        raise InputError(
             f"weights {path}: no such file or folder; give a model directory or a .safetensors file"
         )
-    indexes = sorted(path.glob("*.safetensors.index.json"))
-    if indexes:
-        files = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
-        missing = [name for name in files if not (path / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"weights {path}: {indexes[0].name} names files that are not there: {', '.join(missing)}"
-            )
-        return [path / name for name in files]
+    indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
     files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        found = (
-            ", ".join(f.name for f in files) or ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+    listed = {index: indexed_files(index) for index in indexes}
+    alone = [file for file in files if not any(file.name in names for names in listed.values())]
+    candidates = [*indexes, *alone]
+    usual = [found for found in candidates if found.name in (WEIGHTS_NAME, WEIGHTS_NAME + INDEX_TAIL)]
+    if len(candidates) != 1 and len(usual) != 1:
+        raise InputError(_no_choice(path, candidates))
+    (chosen,) = usual if len(usual) == 1 else candidates
+    return [path / name for name in listed[chosen]] if chosen in listed else [chosen]
+
+
+def _no_choice(path: Path, candidates: list[Path]) -> str:
+    inside = sorted(str(folder.parent) for folder in path.glob("*/config.json"))
+    if candidates:
+        found = ", ".join(file.name for file in candidates)
+        advice = "give the file you mean as path, or move the others away"
+    elif inside:
+        found, advice = "no weights", f"the models inside are {', '.join(inside)}: give one of them"
+    else:
+        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        advice = "convert .ckpt, .bin or .pt files, and a trainer's checkpoints, with python -m tools.convert"
+    return f"weights {path}: expected one .safetensors file or an index, found {found}; {advice}"
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Names of the files of an index, all of them there.
+
+    Raises:
+        InputError: it is no index, or a file is missing.
+    """
+    content = read_json(index, "an index of weight files")
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_text, weight_map.values())):
+        raise InputError(
+            f"weights {index}: wanted an index with a weight_map (name: file), got none or an empty one; "
+            "download it again"
         )
-        raise ValueError(
-            f"weights {path}: expected one .safetensors file or an index, found {found}; "
-            "convert .ckpt, .bin or .pt files with python -m tools.convert"
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InputError(
+            f"weights {index}: names files that are not there: {', '.join(missing)}; download them"
         )
-    return files
+    return names
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -151,7 +213,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The string metadata of a safetensors file."""
-    with safe_open(path, framework="numpy") as file:
+    with _opened(Path(path)) as file:
         return dict(file.metadata() or {})
 
 
@@ -167,20 +229,39 @@ def _cut_into_shards(weights: Mapping[str, np.ndarray], max_bytes: int) -> list[
     return shards
 
 
-def _header(path: Path) -> dict[str, dict]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what the library says of a damaged one becomes an error that names it."""
     try:
-        with safe_open(path, framework="numpy"):  # validates offsets and sizes
-            pass
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        with safe_open(path, framework="numpy") as file:  # validates offsets and sizes
+            yield file
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights {path}: not a readable safetensors file ({error})") from None
+        reason: object = error
+        with suppress(OSError), open(path, "rb") as file:
+            reason = LFS_HINT if is_lfs_pointer(file.read(64)) else error
+        raise InputError(f"weights {path}: not a readable safetensors file, got {reason}") from None
+
+
+def _header(path: Path) -> dict[str, dict]:
+    """Entries by name, every one of an element type that NumPy can hold.
+
+    Raises:
+        InputError: the file, the tensor, and the remedy.
+    """
+    with _opened(path), open(path, "rb") as file:
+        header = parse_json(file.read(int.from_bytes(file.read(8), "little")), str(path))
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] not in ELEMENT_TYPES:
+            raise InputError(
+                f"weights {path}: {name} has elements of type {entry['dtype']}, wanted one of "
+                f"{', '.join(ELEMENT_TYPES)}; fetch the release in half or full precision"
+            )
     return header
 
 
 def _read_tensor(path: Path, key: str) -> np.ndarray:
-    with safe_open(path, framework="numpy") as file:
+    with _opened(path) as file:
         if file.get_slice(key).get_dtype() != "BF16":
             return file.get_tensor(key)
     entry = _header(path)[key]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .config import Config, T, load
+from .errors import InputError
 from .files import write_json
 
 
@@ -23,7 +24,7 @@ def main(config_class: type[T], run: Callable[[T], None], usage: str) -> None:
         sys.exit(0 if arguments else 2)
     try:
         run(load(config_class, arguments[0], arguments[1:]))
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -70,7 +71,7 @@ def prepare_folder(folder: str) -> Path:
     """Create an output folder before the expensive part.
 
     Raises:
-        ValueError: it cannot be created or written to.
+        InputError: it cannot be created or written to.
     """
     path = Path(folder)
     try:
@@ -79,7 +80,7 @@ def prepare_folder(folder: str) -> Path:
             probe.write(b"\0" * 4096)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(
+        raise InputError(
             f"output {folder}: {reason}; wanted a folder to write to: set output=FOLDER"
         ) from None
     return path

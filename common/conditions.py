@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .errors import InputError
 from .models import TransformerConfig
 from .rope import rope_table
 from .skiparse import Keep, keep_masks, native_order
@@ -37,12 +38,12 @@ def grid_inputs(
         dtype: of the tokens; it matters only with `rope_precision: reference`.
 
     Raises:
-        ValueError: the latent size does not cut into patches.
+        InputError: the latent size does not cut into patches.
     """
     T, H, W = latent_thw
     p, stride = config.patch_size, config.skip_stride
     if H % p or W % p:
-        raise ValueError(
+        raise InputError(
             f"latents of {H}x{W} cells do not cut into patches of {p}; use multiples of {8 * p} pixels"
         )
     grid = (T, H // p, W // p)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .errors import InputError
+
 T = TypeVar("T", bound="Config")
 
 
@@ -33,17 +35,17 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     reaches into a list).
 
     Raises:
-        ValueError: one line per problem, each with the file, the key, what was given and what was wanted.
+        InputError: one line per problem, each with the file, the key, what was given and what was wanted.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"config {path}: no such file; presets are in configs/")
+        raise InputError(f"config {path}: no such file; presets are in configs/")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path}: expected `key: value` lines, got {type(tree).__name__}")
+        raise InputError(f"config {path}: expected `key: value` lines, got {type(tree).__name__}")
     for override in overrides:
         _apply(cls, tree, override)
     return build(cls, tree, where=str(path))
@@ -55,13 +57,13 @@ def build(cls: type[T], tree: dict, where: str) -> T:
         return cls.model_validate(tree)
     except ValidationError as failure:
         problems = [_explain(cls, error, where) for error in failure.errors()]
-        raise ValueError("\n".join(problems)) from None
+        raise InputError("\n".join(problems)) from None
 
 
 def _apply(cls: type[Config], tree: dict, override: str) -> None:
     dotted, sep, value = override.partition("=")
     if not sep or not dotted:
-        raise ValueError(f"override {override!r} is not of the form section.key=value")
+        raise InputError(f"override {override!r} is not of the form section.key=value")
     *parents, leaf = dotted.split(".")
     node: Any = tree
     for key in parents:
@@ -69,7 +71,7 @@ def _apply(cls: type[Config], tree: dict, override: str) -> None:
             node[key] = {}
         node = _entry(node, key, override)
         if not isinstance(node, dict | list):
-            raise ValueError(f"override {override!r}: {key!r} is a value, not a section")
+            raise InputError(f"override {override!r}: {key!r} is a value, not a section")
     if isinstance(node, list):
         _entry(node, leaf, override)
         node[int(leaf)] = _parse(value, ())
@@ -81,7 +83,7 @@ def _entry(node: Any, key: str, override: str) -> Any:
     """An entry of a section by its name, of a list by its number."""
     if isinstance(node, list):
         if not key.isdigit() or int(key) >= len(node):
-            raise ValueError(
+            raise InputError(
                 f"override {override!r}: {key!r} is not an entry of a list of {len(node)}, counted from 0"
             )
         return node[int(key)]

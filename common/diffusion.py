@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field
 
 from .config import Config
+from .errors import InputError
 from .noise import generator, index_of
 from .schedules import Prediction, ScheduleConfig, alphas_cumprod, shifted, snr
 
@@ -49,12 +50,12 @@ def mixture(config: DiffusionConfig, timesteps_B: ArrayLike) -> Mixture:
     of a velocity is 0.
 
     Raises:
-        ValueError: gamma with flow, or with noise at a timestep that has no signal.
+        InputError: gamma with flow, or with noise at a timestep that has no signal.
     """
     timesteps = np.asarray(timesteps_B, np.int64)
     if config.prediction_type == "flow":
         if config.snr_gamma is not None:
-            raise ValueError("diffusion: snr_gamma weighs by a diffusion's SNR; leave it out with flow")
+            raise InputError("diffusion: snr_gamma weighs by a diffusion's SNR; leave it out with flow")
         sigma = _flow_sigma(config, timesteps)
         ones = np.ones_like(sigma)
         return _float32(1 - sigma, sigma, -ones, ones, ones)
@@ -91,7 +92,7 @@ def _weight(config: DiffusionConfig, snr_B: np.ndarray) -> np.ndarray:
     if config.prediction_type == "sample":
         return clipped
     if (snr_B == 0).any():
-        raise ValueError(
+        raise InputError(
             "diffusion: snr_gamma divides by an SNR of 0 where the schedule ends in pure noise; with epsilon "
             "set schedule.rescale_betas_zero_snr=false"
         )

@@ -13,16 +13,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 
 from .checkpoint import read_metadata
 from .config import Config
 from .data.buckets import Bucket
 from .data.t2v_config import T2VDataConfig
-from .files import write_json, write_safetensors
+from .errors import InputError
+from .files import parse_json, read_json, write_json, write_safetensors
 from .fingerprint import check_fingerprint
 from .i2v_training import I2VConfig
-from .models import read_json
 from .runs import Device, DType, ModelSource
 from .text import TextConfig
 
@@ -54,19 +53,19 @@ class EncodeConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "EncodeConfig":
         if self.data.generated == (self.clips is None):
-            raise ValueError(
+            raise InputError(
                 "clips says how many generated scenes to encode: give it with them, and only then"
             )
         if self.data.generated and self.passes > 1:
-            raise ValueError("passes is for annotated clips; generated scenes never repeat: raise clips")
+            raise InputError("passes is for annotated clips; generated scenes never repeat: raise clips")
         if self.clips is not None and self.clips % self.batch_size:
-            raise ValueError(f"clips: got {self.clips}, wanted a multiple of batch_size={self.batch_size}")
+            raise InputError(f"clips: got {self.clips}, wanted a multiple of batch_size={self.batch_size}")
         if self.data.encoded is not None:
-            raise ValueError("data.encoded is a cache already; encode reads the clips themselves")
+            raise InputError("data.encoded is a cache already; encode reads the clips themselves")
         if self.conditions is not None:
             self.conditions.check_one_stage()
         if not self.data.group:
-            raise ValueError("data.group: false pads batches; encoded clips have no padding")
+            raise InputError("data.group: false pads batches; encoded clips have no padding")
         return self
 
 
@@ -112,18 +111,18 @@ def as_stored(array: np.ndarray, dtype: STORED_DTYPES, what: str) -> np.ndarray:
     """An array as it is kept.
 
     Raises:
-        ValueError: a value that is not finite, or that `dtype` cannot hold.
+        InputError: a value that is not finite, or that `dtype` cannot hold.
     """
     with np.errstate(over="ignore"):
         stored = array.astype(dtype)
     if np.isfinite(stored).all():
         return stored
     if np.isfinite(array).all():
-        raise ValueError(
+        raise InputError(
             f"encode: {what} goes up to {np.abs(array).max():.4g}, wanted what {dtype} holds; set "
             "stored_dtype=float32 and go on, the shards that are there stay"
         )
-    raise ValueError(
+    raise InputError(
         f"encode: {what} is not finite, wanted numbers; encode in float32 (vae_dtype, text.dtype), or check "
         "the model's weights"
     )
@@ -151,7 +150,7 @@ def shard_items(path: Path, steps: range, made_with: dict[str, str]) -> list[dic
     """What a shard holds; None if there is none of just these steps.
 
     Raises:
-        ValueError: it was made with something else, or is not readable.
+        InputError: it was made with something else, or is not readable.
     """
     metadata = _read(path, made_with)
     if metadata is None or json.loads(metadata["steps"]) != [steps.start, steps.stop]:
@@ -168,7 +167,7 @@ def has_no_caption(folder: Path, made_with: dict[str, str]) -> bool:
     """Whether the text states of the empty caption are there.
 
     Raises:
-        ValueError: they are of another text encoder, or not readable.
+        InputError: they are of another text encoder, or not readable.
     """
     return _read(folder / NO_CAPTION, {"text": made_with["text"]}) is not None
 
@@ -214,10 +213,10 @@ def write_index(folder: Path, content: dict[str, Any]) -> bool:
     """Write what list_shards gave, unless just this is there; whether it was written.
 
     Raises:
-        ValueError: there is no clip to list.
+        InputError: there is no clip to list.
     """
     if not content["clips"]:
-        raise ValueError(f"encoded {folder}: got no clip that could be read, wanted some; see max_bad_share")
+        raise InputError(f"encoded {folder}: got no clip that could be read, wanted some; see max_bad_share")
     path = folder / INDEX
     if path.is_file() and read_json(path) == content:
         return False
@@ -229,23 +228,23 @@ def read_index(folder: str | Path, wanted: dict[str, str]) -> dict[str, Any]:
     """The index of a complete cache.
 
     Raises:
-        ValueError: none there, made with something else, or a shard is missing or cut off.
+        InputError: none there, made with something else, or a shard is missing or cut off.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
-        raise ValueError(
+        raise InputError(
             f"encoded {folder}: no {INDEX}; wanted a cache that python -m ms.encode has finished: "
             "run it again, it goes on where it stopped"
         )
     index = read_json(folder / INDEX)
     if index.get("format") != FORMAT:
-        raise ValueError(f"encoded {folder}: format {index.get('format')}, wanted {FORMAT}; encode anew")
+        raise InputError(f"encoded {folder}: format {index.get('format')}, wanted {FORMAT}; encode anew")
     check_fingerprint(index["fingerprint"], wanted, folder)
     for shard in (index["no_caption"], *index["shards"]):
         path = folder / shard["file"]
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
-            raise ValueError(
+            raise InputError(
                 f"encoded {path}: {'missing' if size is None else f'{size} bytes'}, wanted {shard['bytes']} "
                 "bytes; copy it again, or delete it and run encode again"
             )
@@ -265,9 +264,9 @@ def _read(path: Path, made_with: dict[str, str]) -> dict[str, str] | None:
         return None
     try:
         metadata = read_metadata(path)
-        found = json.loads(metadata["fingerprint"])
-    except (KeyError, ValueError, OSError, SafetensorError) as error:
-        raise ValueError(f"encoded {path}: not a readable shard ({error}); delete it") from None
+        found = parse_json(metadata["fingerprint"], str(path))
+    except (KeyError, InputError) as error:
+        raise InputError(f"encoded {path}: not a readable shard ({error}); delete it") from None
     check_fingerprint(found, made_with, path.parent)
     return metadata
 

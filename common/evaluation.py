@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import InputError
 from .fvd import FEW_CLIPS, frechet_distance
 from .images import resize_crop
 from .runs import EvaluateVAEConfig
@@ -58,7 +59,7 @@ def read_clips(paths: Sequence[Path], config: EvaluateVAEConfig, skipped: dict[s
                     indices = range(start, start + config.num_frames * config.stride, config.stride)
                     frames_THWC = reader.frames(indices)
                     yield Clip(name, start, resize_crop(frames_THWC, config.height, config.width))
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             skipped[name] = str(error)
 
 

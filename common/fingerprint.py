@@ -13,6 +13,7 @@ from typing import Any
 from .checkpoint import weight_files
 from .data.annotations import annotation_files
 from .data.t2v_config import T2VDataConfig
+from .errors import InputError
 from .i2v_training import I2VConfig
 from .runs import ModelSource
 from .text import TOKENIZER_FILES, TextConfig, model_dir
@@ -40,7 +41,7 @@ def fingerprint(
     """A hash of each thing that decides what a cache holds.
 
     Raises:
-        ValueError: a file that is missing.
+        InputError: a file that is missing.
     """
     settings = text.model_dump(exclude={"path", "dtype"})
     clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
@@ -58,7 +59,7 @@ def clips_of(data: T2VDataConfig) -> str:
     index; that of nothing for generated scenes.
 
     Raises:
-        ValueError: a file that is missing.
+        InputError: a file that is missing.
     """
     if data.encoded is not None:
         return _hash(_digests([Path(data.encoded) / "index.json"]))
@@ -69,7 +70,7 @@ def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder:
     """Refuse a cache made with something else.
 
     Raises:
-        ValueError: names what differs.
+        InputError: names what differs.
     """
     what = {
         "vae": "another VAE",
@@ -80,7 +81,7 @@ def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder:
     }
     wrong = [what[key] for key in wanted if made_with.get(key) != wanted[key]]
     if wrong:
-        raise ValueError(f"encoded {folder}: it was made with {' and '.join(wrong)}; {REMEDY}")
+        raise InputError(f"encoded {folder}: it was made with {' and '.join(wrong)}; {REMEDY}")
 
 
 def _hash_of_model(source: ModelSource) -> str:
@@ -103,7 +104,7 @@ def _digests(paths: Iterable[Path]) -> Iterator[bytes]:
     """That of each file's content: where they lie does not matter."""
     for path in paths:
         if not path.is_file():
-            raise ValueError(
+            raise InputError(
                 f"encoded clips: {path} is missing, wanted it to tell whether they were made with it; "
                 "correct its path in the config"
             )

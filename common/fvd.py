@@ -9,6 +9,7 @@ Shape legend: N clips, F features; T frames, H height, W width, C channels.
 import cv2
 import numpy as np
 
+from .errors import InputError
 from .images import check_frames
 
 SIZE = 224  # pixels that I3D was trained on
@@ -20,11 +21,11 @@ def i3d_input(frames_THWC: np.ndarray) -> np.ndarray:
     """uint8 frames as I3D takes them: float32 in [-1, 1], "t h w c -> 1 c t h w" at 224x224.
 
     Raises:
-        ValueError: other pixels, or too few frames.
+        InputError: other pixels, or too few frames.
     """
     check_frames(frames_THWC, "I3D input")
     if len(frames_THWC) < MIN_FRAMES:
-        raise ValueError(
+        raise InputError(
             f"I3D input: got {len(frames_THWC)} frames, wanted at least {MIN_FRAMES}; use longer clips"
         )
     resized_THWC = np.stack(
@@ -41,16 +42,16 @@ def frechet_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
     Xa Xb^T: no square root of a matrix, which with fewer clips than features has no full rank.
 
     Raises:
-        ValueError: fewer than two clips in a set, other features in one than in the other, or NaN.
+        InputError: fewer than two clips in a set, other features in one than in the other, or NaN.
     """
     for name, x_NF in (("first", a_NF), ("second", b_NF)):
         if x_NF.ndim != 2 or len(x_NF) < 2 or x_NF.shape[1] != a_NF.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"Frechet distance: got shapes {a_NF.shape} and {b_NF.shape}, wanted (clips, features), "
                 "at least 2 clips in each and equal features; measure more clips"
             )
         if not np.isfinite(x_NF).all():
-            raise ValueError(f"Frechet distance: got NaN or infinity in the {name} set, wanted numbers")
+            raise InputError(f"Frechet distance: got NaN or infinity in the {name} set, wanted numbers")
     (mean_a, root_a), (mean_b, root_b) = _moments(a_NF), _moments(b_NF)
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     distance = (

@@ -13,6 +13,8 @@ from pydantic import Field
 from .config import Config
 from .data.buckets import HW_STRIDE, shrunk_to_area
 from .data.transforms import Box, Fit, fit_to_size, stride_box
+from .errors import InputError
+from .files import read_lines
 from .images import read_image
 from .models import TransformerConfig
 from .video import VideoReader
@@ -63,7 +65,7 @@ def read_given(config: GivenConfig, num_prompts: int, fps: float | None = None) 
         fps: of the video to be made; clips of another rate are told of.
 
     Raises:
-        ValueError: a file that is missing or does not decode, frames outside the video, not one entry for
+        InputError: a file that is missing or does not decode, frames outside the video, not one entry for
             each prompt, or keys that contradict each other.
     """
     key = _which(config)
@@ -71,7 +73,7 @@ def read_given(config: GivenConfig, num_prompts: int, fps: float | None = None) 
         return [_fitted(config, _Source())] * num_prompts
     entries = _entries(key, getattr(config, key))
     if len(entries) not in (1, num_prompts):
-        raise ValueError(
+        raise InputError(
             f"{key}: got {len(entries)} entries for {num_prompts} prompts, wanted one for each or one for "
             "all; commas join pictures of one prompt"
         )
@@ -82,46 +84,47 @@ def read_given(config: GivenConfig, num_prompts: int, fps: float | None = None) 
 def _which(config: GivenConfig) -> str | None:
     """Whether `image` or `video` is given, or neither."""
     if config.image is not None and config.video is not None:
-        raise ValueError("image, video: got both, wanted one of them; leave the other out")
+        raise InputError("image, video: got both, wanted one of them; leave the other out")
     given = [key for key in ("image", "video") if getattr(config, key) is not None]
     for owner, keys in ABOUT.items():
         idle = [key for key in keys if getattr(config, key) is not None]
         if idle and not set(owner.split(" or ")) & set(given):
-            raise ValueError(
+            raise InputError(
                 f"{idle[0]}: it goes with {owner}, which is not given; set that, or leave it out"
             )
     return given[0] if given else None
 
 
-def _entries(key: str, spec: str | Sequence[str]) -> list[str]:
-    if not isinstance(spec, str):
-        return list(spec)
-    if not spec.endswith(".txt"):
-        return [spec]
-    try:
-        lines = Path(spec).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{key} {spec}: got {error}, wanted a UTF-8 text file with a line for each prompt"
-        ) from None
-    return [line.strip() for line in lines if line.strip()]
+def _entries(key: str, spec: str | Sequence[str]) -> list[tuple[str, ...]]:
+    """The paths of each entry; those in a `.txt` begin at its folder."""
+    if isinstance(spec, str) and spec.endswith(".txt"):
+        lines = read_lines(spec, key, "a UTF-8 text file with a line for each prompt")
+        return [_paths(key, line, Path(spec).parent) for _, line in lines]
+    return [_paths(key, entry, Path()) for entry in ([spec] if isinstance(spec, str) else spec)]
 
 
-def _read(config: GivenConfig, key: str, entry: str, fps: float | None) -> _Source:
+def _paths(key: str, entry: str, folder: Path) -> tuple[str, ...]:
     if entry == NOTHING:
+        return ()
+    if key == "video" or (folder / entry).is_file():
+        return (str(folder / entry),)
+    return tuple(str(folder / path.strip()) for path in entry.split(","))
+
+
+def _read(config: GivenConfig, key: str, paths: tuple[str, ...], fps: float | None) -> _Source:
+    if not paths:
         return _Source()
     if key == "video":
-        return _of_video(config, entry, fps)
-    paths = [entry] if Path(entry).is_file() else [path.strip() for path in entry.split(",")]
+        return _of_video(config, paths[0], fps)
     for path in paths:
         if path.lower().endswith(MOVING):
-            raise ValueError(
+            raise InputError(
                 f"image {path}: got a moving picture, wanted a still one; give it as video={path} keep=0, or "
                 "save the frame you want as PNG"
             )
     at = {1: [0], 2: [0, -1]}.get(len(paths)) if config.at is None else config.at
     if at is None or len(at) != len(paths):
-        raise ValueError(
+        raise InputError(
             f"at: got {at} for {len(paths)} pictures, wanted a frame for each, such as at=[0, 8, -1]"
         )
     return _Source(tuple(map(read_image, paths)), _inside(at, config.num_frames, "at"))
@@ -135,7 +138,7 @@ def _of_video(config: GivenConfig, path: str, fps: float | None) -> _Source:
         first = start if start >= 0 else total + start
         last = first + max(indices)
         if first < 0 or last >= total:
-            raise ValueError(
+            raise InputError(
                 f"video {path}: got {total} frames, wanted frames {first} to {last} of it (start={start}, "
                 f"keep={keep}); keep fewer, or start elsewhere"
             )
@@ -152,7 +155,7 @@ def parse_keep(keep: str, num_frames: int) -> list[int]:
     """The frames that `keep` means: numbers and first:stop with commas between, negative ones from the end.
 
     Raises:
-        ValueError: it is not of that form, goes beyond the video, or names no frame.
+        InputError: it is not of that form, goes beyond the video, or names no frame.
     """
     found: list[int] = []
     for part in keep.split(","):
@@ -163,14 +166,14 @@ def parse_keep(keep: str, num_frames: int) -> list[int]:
         if len(bounds) == 2:
             beyond = [bound for bound in bounds if bound is not None and abs(bound) > num_frames]
             if beyond:
-                raise ValueError(f"keep: got {part}, wanted a part of the video's {num_frames} frames")
+                raise InputError(f"keep: got {part}, wanted a part of the video's {num_frames} frames")
             found += range(num_frames)[slice(*bounds)]
         elif len(bounds) == 1 and bounds[0] is not None:
             found.append(bounds[0])
         else:
-            raise ValueError(f'keep: got {keep!r}, wanted frames such as "0:9" or "0,8,-1"')
+            raise InputError(f'keep: got {keep!r}, wanted frames such as "0:9" or "0,8,-1"')
     if not found:
-        raise ValueError(f"keep: got {keep!r}, which names none of {num_frames} frames; such as 0:9")
+        raise InputError(f"keep: got {keep!r}, which names none of {num_frames} frames; such as 0:9")
     return found
 
 
@@ -178,14 +181,14 @@ def _inside(indices: Sequence[int], num_frames: int, key: str) -> tuple[int, ...
     """Indices counted from the start.
 
     Raises:
-        ValueError: one is outside the video, or stands there twice.
+        InputError: one is outside the video, or stands there twice.
     """
     places = [index + num_frames if index < 0 else index for index in indices]
     wrong = [index for index, place in zip(indices, places, strict=True) if not 0 <= place < num_frames]
     if wrong:
-        raise ValueError(f"{key}: got frame {wrong[0]}, wanted one of {num_frames}: 0 to {num_frames - 1}")
+        raise InputError(f"{key}: got frame {wrong[0]}, wanted one of {num_frames}: 0 to {num_frames - 1}")
     if len(set(places)) < len(places):
-        raise ValueError(f"{key}: got {list(indices)} of {num_frames} frames, wanted each at most once")
+        raise InputError(f"{key}: got {list(indices)} of {num_frames} frames, wanted each at most once")
     return tuple(places)
 
 
@@ -209,7 +212,7 @@ def fits_of(sizes: Sequence[tuple[int, int]], size: tuple[int, int], max_hxw: in
             and their sides cut to multiples of 32.
 
     Raises:
-        ValueError: that would be less than 32 pixels.
+        InputError: that would be less than 32 pixels.
     """
     if max_hxw is None or not sizes:
         return [fit_to_size(H, W, *size) for H, W in sizes]
@@ -217,7 +220,7 @@ def fits_of(sizes: Sequence[tuple[int, int]], size: tuple[int, int], max_hxw: in
     h, w = (int(side) for side in shrunk_to_area(common_H, common_W, max_hxw))
     after = stride_box(h, w, HW_STRIDE)
     if min(after.height, after.width) < HW_STRIDE:
-        raise ValueError(
+        raise InputError(
             f"image: got pictures that have {common_H}x{common_W} pixels in common, which max_hxw={max_hxw} "
             f"makes {h}x{w}; wanted {HW_STRIDE} or more each way: give others, or leave max_hxw out"
         )
@@ -231,10 +234,10 @@ def check_given(given: Sequence[Given], transformer: TransformerConfig) -> None:
     """Refuse to give frames to a model that takes none.
 
     Raises:
-        ValueError: it is a text-to-video model.
+        InputError: it is a text-to-video model.
     """
     if not transformer.mask_channels and any(entry.indices for entry in given):
-        raise ValueError(
+        raise InputError(
             "image, video: got a text-to-video transformer, wanted one that takes images: its config.json "
             "has vae_scale_factor_t; set transformer.path, or leave image and video out"
         )

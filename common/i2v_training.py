@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from .config import Config
+from .errors import InputError
 from .masks import MaskConfig, add_noise, compress_mask, draw_given, generate_mask, masked, pixels_of
 from .models import TransformerConfig
 from .noise import generator, index_of
@@ -43,7 +44,7 @@ class I2VConfig(Config):
     def _in_order(self) -> "I2VConfig":
         steps = [stage.from_step for stage in self.stages]
         if not steps or steps[0] != 0 or any(a >= b for a, b in pairwise(steps)):
-            raise ValueError(f"stages begin at steps {steps}: the first must be 0, each later than the last")
+            raise InputError(f"stages begin at steps {steps}: the first must be 0, each later than the last")
         return self
 
     def stage(self, step: int) -> MaskStage:
@@ -54,10 +55,10 @@ class I2VConfig(Config):
         """Refuse a schedule where there can be none.
 
         Raises:
-            ValueError: several stages.
+            InputError: several stages.
         """
         if len(self.stages) > 1:
-            raise ValueError(
+            raise InputError(
                 f"conditions: got {len(self.stages)} stages, wanted one: what a cache shows of its clips is "
                 "drawn when they are encoded; make a cache and a run for each stage, or train from the clips"
             )
@@ -131,15 +132,15 @@ def check_conditions(config: I2VConfig | None, model: TransformerConfig) -> None
     """Refuse conditions for a model that takes none, and a model that takes them without.
 
     Raises:
-        ValueError: only one of the two is there.
+        InputError: only one of the two is there.
     """
     if config is not None and not model.mask_channels:
-        raise ValueError(
+        raise InputError(
             "conditions: the transformer is a text-to-video model; to begin an image-to-video model from it "
             "set transformer.overrides.vae_scale_factor_t to the VAE's frames per latent frame (4), or "
             "leave conditions out"
         )
     if config is None and model.mask_channels:
-        raise ValueError(
+        raise InputError(
             "conditions is missing, wanted the tasks of an image-to-video model; {} takes the usual ones"
         )

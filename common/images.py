@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .errors import MediaError
 from .files import whole_file
 
 JPEG_START = b"\xff\xd8"
@@ -19,21 +20,21 @@ def read_image(path: str | Path) -> np.ndarray:
     Grey becomes RGB, 16 bits are scaled to 8, transparent pixels lie on white.
 
     Raises:
-        ValueError: no such file, no picture, or a depth other than 8 or 16 bits.
+        MediaError: no such file, no picture, or a depth other than 8 or 16 bits.
     """
     path = Path(path)
     wanted = "wanted a PNG, JPEG, WebP, BMP or TIFF picture"
     if not path.is_file():
-        raise ValueError(f"image {path}: got no such file, {wanted}; check the path")
+        raise MediaError(f"image {path}: got no such file, {wanted}; check the path")
     data = np.fromfile(path, np.uint8)
     try:
         pixels = _decode(data)
     except cv2.error:  # more pixels than OpenCV takes
         pixels = None
     if pixels is None:
-        raise ValueError(f"image {path}: got {data.size} bytes that do not decode, {wanted}; save it again")
+        raise MediaError(f"image {path}: got {data.size} bytes that do not decode, {wanted}; save it again")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"image {path}: got {pixels.dtype} pixels, wanted 8 or 16 bits; convert it to PNG")
+        raise MediaError(f"image {path}: got {pixels.dtype} pixels, wanted 8 or 16 bits; convert it to PNG")
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
     return _on_white(pixels) if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
@@ -60,7 +61,8 @@ def write_png(path: str | Path, image_HWC: np.ndarray) -> None:
     """Write uint8 RGB (H, W, 3) without loss; the file is whole or absent.
 
     Raises:
-        ValueError: other pixels, or the file cannot be written.
+        ValueError: other pixels.
+        InputError: the file cannot be written.
     """
     if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or image_HWC.dtype != np.uint8:
         got = f"{image_HWC.dtype} of shape {image_HWC.shape}"

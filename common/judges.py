@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from .errors import InputError
 from .models import HubConfig
 
 VGG16_CONVS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -17,7 +18,7 @@ class LPIPSConfig(HubConfig):
     @model_validator(mode="after")
     def _check(self) -> "LPIPSConfig":
         if len(self.widths) != len(VGG16_CONVS) or min(self.widths) < 1:
-            raise ValueError(f"widths={self.widths} must be {len(VGG16_CONVS)} numbers of at least 1")
+            raise InputError(f"widths={self.widths} must be {len(VGG16_CONVS)} numbers of at least 1")
         return self
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from .config import Config
+from .errors import InputError
 from .models import TransformerConfig
 from .skiparse import to_patches
 
@@ -38,13 +39,13 @@ class MaskConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "MaskConfig":
         if self.min_clear_ratio > self.max_clear_ratio:
-            raise ValueError(
+            raise InputError(
                 f"min_clear_ratio={self.min_clear_ratio} is above max_clear_ratio={self.max_clear_ratio}"
             )
         for name in ("video", "image"):
             ratios = getattr(self, name)
             if not ratios or min(ratios.values()) < 0 or not math.isfinite(sum(ratios.values())):
-                raise ValueError(f"{name}={ratios} must name a task or more, each with a ratio of 0 or more")
+                raise InputError(f"{name}={ratios} must name a task or more, each with a ratio of 0 or more")
         return self
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .errors import InputError
 from .images import to_model
 
 WINDOW = 11  # taps of the Gaussian of SSIM
@@ -30,7 +31,7 @@ def psnr_BT(a_BCTHW: np.ndarray, b_BCTHW: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB of every frame over all its channels; 100 for equal frames.
 
     Raises:
-        ValueError: different shapes, or pixels that are not floats.
+        InputError: different shapes, or pixels that are not floats.
     """
     _check(a_BCTHW, b_BCTHW)
     B, _, T, _, _ = a_BCTHW.shape
@@ -47,12 +48,12 @@ def ssim_BT(a_BCTHW: np.ndarray, b_BCTHW: np.ndarray) -> np.ndarray:
     Windows that reach over the border do not count.
 
     Raises:
-        ValueError: as psnr_BT, or a frame smaller than the 11x11 window.
+        InputError: as psnr_BT, or a frame smaller than the 11x11 window.
     """
     _check(a_BCTHW, b_BCTHW)
     B, C, T, H, W = a_BCTHW.shape
     if min(H, W) < WINDOW:
-        raise ValueError(
+        raise InputError(
             f"SSIM: got frames of {H}x{W}, wanted at least {WINDOW}x{WINDOW}; compare larger frames"
         )
     result_BT = np.empty((B, T))
@@ -99,12 +100,12 @@ def _smooth(image_HW: np.ndarray) -> np.ndarray:
 
 def _check(a_BCTHW: np.ndarray, b_BCTHW: np.ndarray) -> None:
     if a_BCTHW.shape != b_BCTHW.shape or a_BCTHW.ndim != 5 or 0 in a_BCTHW.shape:
-        raise ValueError(
+        raise InputError(
             f"metrics: got shapes {a_BCTHW.shape} and {b_BCTHW.shape}, wanted one (B, C, T, H, W) for both; "
             "cut or resize one of them"
         )
     for name, x_BCTHW in (("first", a_BCTHW), ("second", b_BCTHW)):
         if not np.issubdtype(x_BCTHW.dtype, np.floating):
-            raise ValueError(
+            raise InputError(
                 f"metrics: got {x_BCTHW.dtype} as {name} clip, wanted floats in [0, 1]; divide by 255"
             )

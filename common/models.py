@@ -5,13 +5,14 @@ The released `config.json` files load as they are; names with a leading undersco
 ignored.
 """
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from .config import Config, build
+from .errors import InputError
+from .files import read_json
 from .skiparse import layer_plan
 
 # diffusers' EMAModel writes its own settings into the config.json of averaged weights
@@ -77,7 +78,7 @@ class VAEConfig(HubConfig):
     @classmethod
     def _no_od_vae(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("_class_name") == OD_VAE:
-            raise ValueError(
+            raise InputError(
                 "this is OD-VAE of v1.2, wanted a WF-VAE; reconstruct and evaluate_vae take both, the "
                 "transformer of v1.3 knows the latents of WF-VAE alone"
             )
@@ -88,16 +89,16 @@ class VAEConfig(HubConfig):
         flows = ("encoder_energy_flow_hidden_size", "decoder_energy_flow_hidden_size")
         for name in ("latent_dim", "base_channels", *flows):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("scale", "shift"):
             if len(getattr(self, name)) not in (1, self.latent_dim):
-                raise ValueError(f"{name} needs 1 or latent_dim={self.latent_dim} values")
+                raise InputError(f"{name} needs 1 or latent_dim={self.latent_dim} values")
         blocks_3d = (self.l1_dowmsample_block != "Downsample", self.l1_upsample_block != "Upsample")
         wavelets_3d = (self.l1_downsample_wavelet[-2:] == "3D", self.l1_upsample_wavelet[-2:] == "3D")
         if len({*blocks_3d, *wavelets_3d}) != 1:
-            raise ValueError("l1 blocks and l1 wavelets must be all 2D (4x8x8) or all 3D (8x8x8)")
+            raise InputError("l1 blocks and l1 wavelets must be all 2D (4x8x8) or all 3D (8x8x8)")
         if self.norm_type == "groupnorm" and self.base_channels % 32:
-            raise ValueError(
+            raise InputError(
                 f"groupnorm has 32 groups, so base_channels={self.base_channels} must be a multiple of 32"
             )
         return self
@@ -184,7 +185,7 @@ class CausalVAEConfig(HubConfig):
                 and isinstance(values, tuple)
                 and len(values) != levels
             ):
-                raise ValueError(
+                raise InputError(
                     f"{name} has {len(values)} entries, hidden_size_mult has {levels}; one per level"
                 )
         return self
@@ -243,12 +244,12 @@ class TransformerConfig(HubConfig):
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
         if self.attention_head_dim % 6:
-            raise ValueError(
+            raise InputError(
                 f"attention_head_dim={self.attention_head_dim} must be a multiple of 6: RoPE gives a third "
                 "to each of t, h, w and rotates channels in pairs"
             )
         if self.cross_attention_dim != self.width:
-            raise ValueError(
+            raise InputError(
                 f"cross_attention_dim={self.cross_attention_dim} must equal heads * head_dim = {self.width}: "
                 "captions are projected to the model's width before they are attended to"
             )
@@ -262,9 +263,9 @@ class TransformerConfig(HubConfig):
         )
         for name in (*counts, "caption_channels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if self.vae_scale_factor_t is not None and self.vae_scale_factor_t < 1:
-            raise ValueError(
+            raise InputError(
                 f"vae_scale_factor_t={self.vae_scale_factor_t} must be the VAE's frames per latent frame, or "
                 "null"
             )
@@ -304,19 +305,7 @@ def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
     """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(
+        raise InputError(
             f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub"
         )
     return build(cls, read_json(path), where=str(path))
-
-
-def read_json(path: str | Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        ValueError: it is missing or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: wanted a JSON file, got {error}") from None

@@ -48,7 +48,7 @@ def read_back(frames_THWC: np.ndarray) -> Reading:
     """What moves how in a clip of one thing; any uint8 RGB pixels give an answer.
 
     Raises:
-        ValueError: not uint8 (T, H, W, 3).
+        InputError: not uint8 (T, H, W, 3).
     """
     check_frames(frames_THWC, "oracle")
     frames_THWC = _workable(frames_THWC)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
+from .errors import InputError
+
 Item = TypeVar("Item")
 
 
@@ -29,7 +31,7 @@ def mesh_from_environment() -> Mesh:
     local_rank = env.get("LOCAL_RANK", env.get("DEVICE_ID", "0"))
     mesh = Mesh(int(rank), int(size), int(local_rank))
     if not 0 <= mesh.rank < mesh.size:
-        raise ValueError(
+        raise InputError(
             f"launch: rank {mesh.rank} of {mesh.size} processes; start them with torchrun or msrun"
         )
     return mesh

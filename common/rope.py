@@ -5,6 +5,8 @@ Shapes: S tokens, D head width, P = D/6 rotation pairs of one axis.
 
 import numpy as np
 
+from .errors import InputError
+
 BASE = 10000.0
 
 
@@ -43,7 +45,7 @@ def round_float(x: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "float16":
         return x.astype(np.float16).astype(np.float32)
     if dtype != "bfloat16":
-        raise ValueError(f"round_float: dtype {dtype!r} is not float32, float16 or bfloat16")
+        raise InputError(f"round_float: dtype {dtype!r} is not float32, float16 or bfloat16")
     bits = x.view(np.uint32)
     bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from .config import Config, build
+from .errors import InputError
+from .files import read_json
 from .fvd import MIN_FRAMES
 from .given import GivenConfig
 from .models import (
@@ -17,7 +19,6 @@ from .models import (
     TransformerConfig,
     VAEConfig,
     read_hub_config,
-    read_json,
 )
 from .parallel import Mesh
 from .samplers import SamplerTable, sampler_table
@@ -40,9 +41,9 @@ class ModelSource(Config):
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSource":
         if (self.path is None) == (self.config is None):
-            raise ValueError("give either path (a model directory) or config (with random_seed)")
+            raise InputError("give either path (a model directory) or config (with random_seed)")
         if (self.config is None) != (self.random_seed is None):
-            raise ValueError(
+            raise InputError(
                 "random_seed draws weights for a config; with path it would ignore the checkpoint: "
                 "set random_seed=null beside path, or give config and random_seed"
             )
@@ -68,15 +69,15 @@ def check_chunks(norm_type: str, chunk_frames: int, multiple: int = 1) -> None:
         multiple: what they must be a multiple of: the frames of one latent frame for an encoder.
 
     Raises:
-        ValueError: with the remedy.
+        InputError: with the remedy.
     """
     if norm_type == "groupnorm":
-        raise ValueError(
+        raise InputError(
             "vae: GroupNorm's statistics span time, so a clip in chunks differs from the whole; "
             "set chunk_frames to 0, or use a VAE with norm_type: layernorm"
         )
     if chunk_frames % multiple:
-        raise ValueError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
+        raise InputError(f"vae: chunk_frames is {chunk_frames}; it must be a multiple of {multiple}")
 
 
 def resolve_vae(source: ModelSource) -> VAEConfig | CausalVAEConfig:
@@ -132,10 +133,10 @@ class SequenceConfig(Config):
         """Which share of the samples a rank has: those that share a sequence have the same.
 
         Raises:
-            ValueError: the ranks do not divide.
+            InputError: the ranks do not divide.
         """
         if mesh.size % self.sequence:
-            raise ValueError(f"parallel.sequence: got {self.sequence}, wanted a divisor of {mesh.size} ranks")
+            raise InputError(f"parallel.sequence: got {self.sequence}, wanted a divisor of {mesh.size} ranks")
         return Mesh(mesh.rank // self.sequence, mesh.size // self.sequence, mesh.local_rank)
 
 
@@ -168,7 +169,7 @@ class SampleConfig(GivenConfig):
     @model_validator(mode="after")
     def _check(self) -> "SampleConfig":
         if self.prompt_template.count("{}") != 1:
-            raise ValueError(
+            raise InputError(
                 f"prompt_template {self.prompt_template!r} must contain {{}} once, where the prompt goes"
             )
         return self
@@ -195,17 +196,17 @@ class RoundTripConfig(Config):
         """Refuse parts of a clip that the VAE cannot take.
 
         Raises:
-            ValueError: with the remedy.
+            InputError: with the remedy.
         """
         if isinstance(vae, CausalVAEConfig):
             if self.chunk_frames:
-                raise ValueError(
+                raise InputError(
                     "chunk_frames: OD-VAE's GroupNorm spans time, it cannot stream; set encode_tiling and "
                     "decode_tiling instead"
                 )
             return
         if self.encode_tiling is not None or self.decode_tiling is not None:
-            raise ValueError("encode_tiling, decode_tiling: they are OD-VAE's; for WF-VAE set chunk_frames")
+            raise InputError("encode_tiling, decode_tiling: they are OD-VAE's; for WF-VAE set chunk_frames")
         if self.chunk_frames:
             check_chunks(vae.norm_type, self.chunk_frames, vae.stride_thw[0])
 
@@ -237,7 +238,7 @@ class EvaluateVAEConfig(RoundTripConfig):
     @model_validator(mode="after")
     def _check(self) -> "EvaluateVAEConfig":
         if self.i3d is not None and self.num_frames < MIN_FRAMES:
-            raise ValueError(f"FVD wants num_frames of at least {MIN_FRAMES}; set more, or i3d=null")
+            raise InputError(f"FVD wants num_frames of at least {MIN_FRAMES}; set more, or i3d=null")
         return self
 
 
@@ -245,12 +246,12 @@ def latent_size(config: VideoSize, vae: VAEConfig, transformer: TransformerConfi
     """Latent frames, height and width of the video a config asks for.
 
     Raises:
-        ValueError: a size or number of frames the models cannot make, with the nearest they can.
+        InputError: a size or number of frames the models cannot make, with the nearest they can.
     """
     stride_t, stride_h, stride_w = vae.stride_thw
     if (config.num_frames - 1) % stride_t:
         low = (config.num_frames - 1) // stride_t * stride_t + 1
-        raise ValueError(
+        raise InputError(
             f"num_frames: got {config.num_frames}, wanted a multiple of {stride_t} plus 1; "
             f"the nearest are {low} and {low + stride_t}"
         )
@@ -258,7 +259,7 @@ def latent_size(config: VideoSize, vae: VAEConfig, transformer: TransformerConfi
         multiple = stride * transformer.patch_size
         if size % multiple:
             near = max(32, round(size / 32) * 32)
-            raise ValueError(
+            raise InputError(
                 f"{name}: got {size}, wanted a multiple of {multiple}; multiples of 32 never need padding, "
                 f"the nearest is {near}"
             )
@@ -270,15 +271,15 @@ def check_pair(vae: VAEConfig, transformer: TransformerConfig) -> None:
     """Refuse a transformer that was not made for the latents of this VAE.
 
     Raises:
-        ValueError: their numbers of channels differ, or a mask has not one for each frame of a latent frame.
+        InputError: their numbers of channels differ, or a mask has not one for each frame of a latent frame.
     """
     if transformer.in_channels != vae.latent_dim:
-        raise ValueError(
+        raise InputError(
             f"transformer.in_channels is {transformer.in_channels}, vae.latent_dim is {vae.latent_dim}; "
             "they must be equal: these two models do not belong together"
         )
     if transformer.mask_channels not in (0, vae.stride_thw[0]):
-        raise ValueError(
+        raise InputError(
             f"transformer.vae_scale_factor_t is {transformer.mask_channels}, the VAE has {vae.stride_thw[0]} "
             "frames to a latent frame; they must be equal: these two models do not belong together"
         )

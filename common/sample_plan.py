@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from .data.buckets import Bucket
+from .errors import InputError
 from .given import Given, check_given, read_given
 from .models import TransformerConfig, VAEConfig
 from .runs import SampleConfig, check_chunks, latent_size
@@ -31,7 +32,7 @@ def plan_videos(
     """Read what is given, and see that models and ranks can make it.
 
     Raises:
-        ValueError: what is given cannot be read or does not fit the model, or a size that cannot be made.
+        InputError: what is given cannot be read or does not fit the model, or a size that cannot be made.
     """
     given = read_given(config, num_prompts, config.fps)
     check_given(given, transformer)
@@ -53,14 +54,14 @@ def _windows(config: SampleConfig, vae: VAEConfig, transformer: TransformerConfi
     if not transformer.mask_channels:
         idle = [key for key in ("window_frames", "overlap_frames") if getattr(config, key)]
         if idle:
-            raise ValueError(f"{idle[0]}: a text-to-video transformer makes a video at once; leave it out")
+            raise InputError(f"{idle[0]}: a text-to-video transformer makes a video at once; leave it out")
         return [Window(0, config.num_frames, 0)]
     stride = vae.stride_thw[0]
     window = config.window_frames or trained_frames(transformer, vae)
     if config.num_frames <= window:
         return [Window(0, config.num_frames, 0)]
     if window == 1 or (window - 1) % stride:
-        raise ValueError(
+        raise InputError(
             f"window_frames: got {window}, wanted a multiple of {stride} plus 1, from {stride + 1} on"
         )
     quarter = max(1, round((window - 1) / stride / 4)) * stride + 1

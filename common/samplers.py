@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common import schedules
+from common.errors import InputError
 from common.schedules import Float64, Prediction, ScheduleConfig, Spacing
 
 State = tuple[Any, tuple[Any, ...]]  # x_anchor and the remembered d, newest first
@@ -145,7 +146,7 @@ def ddim(plan: Plan) -> SamplerTable:
 def cogvideox(plan: Plan) -> SamplerTable:
     """DDIM on a schedule with shifted signal-to-noise ratios: arXiv:2010.02502 as in arXiv:2408.06072."""
     if plan.schedule.snr_shift_scale == 1:
-        raise ValueError(
+        raise InputError(
             "got snr_shift_scale=1, expected the shift that makes it differ from DDIM; use DDIM, or the "
             "reference's snr_shift_scale 3, scaled_linear, beta_start 0.00085 and beta_end 0.012"
         )
@@ -250,7 +251,7 @@ def sampler_table(
     FlowMatchEuler "linspace".
 
     Raises:
-        ValueError: unknown names, steps or offsets out of range, and combinations that cannot work.
+        InputError: unknown names, steps or offsets out of range, and combinations that cannot work.
     """
     name = _known_name(name)
     flow, T = name == "FlowMatchEuler", schedule.num_train_timesteps
@@ -264,20 +265,20 @@ def sampler_table(
             "FlowMatchEuler samples flow models" if prediction_type == "flow" else "check the model's config"
         )
         wanted = ", ".join(accepted)
-        raise ValueError(
+        raise InputError(
             f"sampler {name}: got prediction_type {prediction_type!r}, expected {wanted}; {hint}"
         )
     if not isinstance(num_steps, int | np.integer) or not fewest <= num_steps <= most:
-        raise ValueError(
+        raise InputError(
             f"sampler {name}: got num_steps={num_steps!r}, expected a whole number from {fewest} to {most} "
             f"with {T} training timesteps and {spacing!r} spacing"
         )
     if flow and steps_offset:
-        raise ValueError(f"sampler {name}: got steps_offset={steps_offset}, expected 0; use schedule.shift")
+        raise InputError(f"sampler {name}: got steps_offset={steps_offset}, expected 0; use schedule.shift")
     try:
         return SAMPLERS[name](Plan(name, num_steps, schedule, prediction_type, spacing, steps_offset))
-    except ValueError as error:
-        raise ValueError(f"sampler {name}: {error}") from None
+    except InputError as error:
+        raise InputError(f"sampler {name}: {error}") from None
 
 
 def _known_name(name: str) -> str:
@@ -287,7 +288,7 @@ def _known_name(name: str) -> str:
         return plain[asked]
     close = difflib.get_close_matches(asked, plain, n=1)
     hint = f"did you mean {plain[close[0]]!r}? " if close else ""
-    raise ValueError(f"sampler {name!r} is unknown; {hint}known samplers: {', '.join(SAMPLERS)}")
+    raise InputError(f"sampler {name!r} is unknown; {hint}known samplers: {', '.join(SAMPLERS)}")
 
 
 def _signal(signal_T: Float64, t_R: NDArray[np.int64]) -> Float64:
@@ -325,7 +326,7 @@ def _move(
     if prediction == "sample":
         return to_sigma_R / sigma_R, turn_R / sigma_R
     if (alpha_R == 0).any():
-        raise ValueError(
+        raise InputError(
             "got prediction_type 'epsilon', expected v_prediction or sample: timestep "
             f"{np.max(t_R):g} is pure noise and says nothing of x0; or set rescale_betas_zero_snr: false"
         )

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from common.config import Config
+from common.errors import InputError
 
 Float64 = NDArray[np.float64]
 Prediction = Literal["v_prediction", "epsilon", "sample", "flow"]  # what a transformer is trained to tell
@@ -35,7 +36,7 @@ class ScheduleConfig(Config):
     @model_validator(mode="after")
     def _betas_grow(self) -> "ScheduleConfig":
         if self.beta_start > self.beta_end:
-            raise ValueError(f"beta_start={self.beta_start} exceeds beta_end={self.beta_end}; swap them")
+            raise InputError(f"beta_start={self.beta_start} exceeds beta_end={self.beta_end}; swap them")
         return self
 
 
@@ -88,15 +89,15 @@ def spaced_timesteps(
     linspace: both ends, maybe fractional between them; a single step is timestep 0.
 
     Raises:
-        ValueError: unknown spacing, steps outside 1..T, an offset past the end or without "leading".
+        InputError: unknown spacing, steps outside 1..T, an offset past the end or without "leading".
     """
     N, T = num_steps, num_train_timesteps
     _check_steps(N, T)
     if spacing not in get_args(Spacing):
-        raise ValueError(f"got timestep_spacing {spacing!r}, expected one of {', '.join(get_args(Spacing))}")
+        raise InputError(f"got timestep_spacing {spacing!r}, expected one of {', '.join(get_args(Spacing))}")
     highest = T - 1 - (N - 1) * (T // N) if spacing == "leading" else 0
     if not 0 <= steps_offset <= highest:
-        raise ValueError(
+        raise InputError(
             f"got steps_offset={steps_offset} with {N} {spacing!r} steps, expected 0 to {highest}; "
             "only 'leading' spacing leaves room above its first timestep"
         )
@@ -120,12 +121,12 @@ def flow_sigmas(config: ScheduleConfig, num_steps: int, spacing: Spacing = "lins
     linspace: evenly from 1 to training's lowest level, itself shifted, then all shifted: diffusers' default.
 
     Raises:
-        ValueError: another spacing, or steps outside 1..T.
+        InputError: another spacing, or steps outside 1..T.
     """
     N, T = num_steps, config.num_train_timesteps
     _check_steps(N, T)
     if spacing not in ("trailing", "linspace"):
-        raise ValueError(f"got timestep_spacing {spacing!r}, expected trailing or linspace for flow matching")
+        raise InputError(f"got timestep_spacing {spacing!r}, expected trailing or linspace for flow matching")
     even_N = (
         np.arange(N, 0, -1) / N if spacing == "trailing" else np.linspace(1, shifted(1 / T, config.shift), N)
     )
@@ -134,6 +135,6 @@ def flow_sigmas(config: ScheduleConfig, num_steps: int, spacing: Spacing = "lins
 
 def _check_steps(num_steps: int, num_train_timesteps: int) -> None:
     if not 1 <= num_steps <= num_train_timesteps:
-        raise ValueError(
+        raise InputError(
             f"got num_steps={num_steps}, expected 1 to the {num_train_timesteps} timesteps of training"
         )

@@ -8,6 +8,7 @@ the other one tensor is exchanged. A block that attends to everything exchanges 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from .errors import InputError
 from .models import TransformerConfig
 from .skiparse import FULL, SINGLE, padded_length
 
@@ -35,15 +36,15 @@ def check_sharing(kind: Kind, ranks: int, config: TransformerConfig) -> None:
     """Refuse what cannot be shared.
 
     Raises:
-        ValueError: the ranks do not divide K, or the heads.
+        InputError: the ranks do not divide K, or the heads.
     """
     if kind == "skiparse" and config.skip_stride % ranks:
-        raise ValueError(
+        raise InputError(
             f"parallel.sequence: got {ranks} ranks, wanted a divisor of the skip stride {config.skip_stride} "
             "(sparse_n); more ranks can share by kind=ulysses, or take other samples (data parallel)"
         )
     if config.num_attention_heads % ranks:
-        raise ValueError(
+        raise InputError(
             f"parallel.sequence: got {ranks} ranks, wanted a divisor of {config.num_attention_heads} "
             "attention heads: blocks that attend to everything exchange tokens for heads"
         )
@@ -53,11 +54,11 @@ def check_tokens(ranks: int, config: TransformerConfig, num_tokens: int) -> None
     """Refuse a size whose tokens do not divide among the ranks.
 
     Raises:
-        ValueError: so many ranks cannot have equal shares.
+        InputError: so many ranks cannot have equal shares.
     """
     length = padded_length(num_tokens, config.skip_stride)
     if length % ranks:
-        raise ValueError(
+        raise InputError(
             f"parallel.sequence: got {ranks} ranks for {num_tokens} tokens (padded to {length}), wanted a "
             "divisor; choose another size or length of video, or fewer ranks"
         )

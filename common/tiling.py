@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import NonNegativeInt, model_validator
 
 from .config import Config
+from .errors import InputError
 
 
 class TilingConfig(Config):
@@ -29,12 +30,12 @@ class TilingConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "TilingConfig":
         if self.window_frames and not 1 <= self.overlap_frames < self.window_frames:
-            raise ValueError(
+            raise InputError(
                 f"overlap_frames is {self.overlap_frames} and window_frames {self.window_frames}; overlap "
                 "must be at least 1 and less than the window (window_frames 0 keeps all frames together)"
             )
         if self.tile_size and 2 * self.overlap_size > self.tile_size:
-            raise ValueError(
+            raise InputError(
                 f"overlap_size is {self.overlap_size}; it must be at most half of tile_size {self.tile_size}"
             )
         return self

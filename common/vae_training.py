@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from .config import Config
 from .data.clips import ClipsConfig
+from .errors import InputError
 from .judges import DiscriminatorConfig
 from .optim import OptimConfig
 from .parallel import Mesh
@@ -66,11 +67,11 @@ class VAETrainConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "VAETrainConfig":
         if self.validation is not None and not self.loop.validate_every:
-            raise ValueError(
+            raise InputError(
                 "validation is given, but loop.validate_every is 0; set it, or leave validation out"
             )
         if self.loop.validate_every and self.validation is None:
-            raise ValueError("loop.validate_every is set, but there is no validation section")
+            raise InputError("loop.validate_every is set, but there is no validation section")
         return self
 
     @property
@@ -82,10 +83,10 @@ class VAETrainConfig(Config):
         """Clips of an update on one rank.
 
         Raises:
-            ValueError: the batch cannot be shared so.
+            InputError: the batch cannot be shared so.
         """
         if self.global_batch_size % (mesh.size * self.accumulate):
-            raise ValueError(
+            raise InputError(
                 f"global_batch_size: got {self.global_batch_size}, wanted a multiple of {mesh.size} ranks "
                 f"times accumulate={self.accumulate}: it counts the clips of all ranks and parts together"
             )

@@ -26,6 +26,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from .errors import InputError, MediaError
 from .images import check_frames, whole_file
 
 WORTH_SEEKING = 16  # frames; decoding on over a shorter gap is cheaper than starting the decoder anew
@@ -57,7 +58,7 @@ class VideoReader:
         """Open the file.
 
         Raises:
-            ValueError: no such file, or no video in it.
+            MediaError: no such file, or no video in it.
         """
         self.path = Path(path)
         self._pts: list[int] = []  # timestamps in order of display, as far as decoded
@@ -82,7 +83,7 @@ class VideoReader:
         """Number of frames, size and timing; decodes the file once.
 
         Raises:
-            ValueError: the file holds no frame or is damaged.
+            MediaError: the file holds no frame or is damaged.
         """
         if not self._complete:
             deque(self._from_start(), maxlen=0)
@@ -101,14 +102,14 @@ class VideoReader:
         """The frames with these indices, in this order (repeats allowed), or all: (T, H, W, 3).
 
         Raises:
-            ValueError: an index is out of range, or the file is damaged or empty.
+            MediaError: an index is out of range, or the file is damaged or empty.
         """
         if indices is None:
             return np.stack([to_rgb(frame) for _, frame in self._from_start()])
         order = [operator.index(i) for i in indices]
         wanted = sorted(set(order))
         if not wanted or wanted[0] < 0:
-            raise ValueError(
+            raise MediaError(
                 f"video {self.path}: got frame indices {order}, wanted some, none below 0; correct them"
             )
         found: dict[int, np.ndarray] = {}
@@ -120,7 +121,7 @@ class VideoReader:
         if missing and not (self._complete and missing[-1] >= len(self._pts)):
             found |= _collect(self._from_start(), missing)
         if wanted[-1] not in found:
-            raise ValueError(
+            raise MediaError(
                 f"video {self.path}: got frame index {wanted[-1]}, wanted 0 to {len(self._pts) - 1}; "
                 f"the file has {len(self._pts)} frames, ask for fewer"
             )
@@ -134,19 +135,19 @@ class VideoReader:
         try:
             for index, frame in enumerate(self._container.decode(self._stream)):
                 if frame.is_corrupt:
-                    raise ValueError(
+                    raise MediaError(
                         f"video {self.path}: got frame {index} damaged, wanted a whole file; fetch it again"
                     )
                 if index == len(self._pts):
                     self._note(index, frame)
                 yield index, frame
         except FFmpegError as error:
-            raise ValueError(
+            raise MediaError(
                 f"video {self.path}: got {error.strerror!r} after {index + 1} frames, wanted a whole file; "
                 "fetch or convert it again"
             ) from None
         if index < 0:
-            raise ValueError(f"video {self.path}: got no frame at all, wanted one or more; fetch it again")
+            raise MediaError(f"video {self.path}: got no frame at all, wanted one or more; fetch it again")
         self._complete = True
 
     def _note(self, index: int, frame: av.VideoFrame) -> None:
@@ -154,7 +155,7 @@ class VideoReader:
         if index == 0:
             self._size = size
         elif size != self._size:
-            raise ValueError(
+            raise MediaError(
                 f"video {self.path}: got a frame {index} of {size} after {self._size} (height, width), "
                 "wanted one size throughout; convert it with a fixed size"
             )
@@ -200,7 +201,7 @@ def probe(path: str | Path) -> VideoInfo:
     """Number of frames, size and timing of a video file; decodes it once.
 
     Raises:
-        ValueError: no such file, no video, damaged or empty.
+        MediaError: no such file, no video, damaged or empty.
     """
     with VideoReader(path) as reader:
         return reader.info
@@ -210,7 +211,7 @@ def read_frames(path: str | Path, indices: Sequence[int] | None = None) -> np.nd
     """The frames with these indices, or all: uint8 (T, H, W, 3).
 
     Raises:
-        ValueError: as VideoReader, or an index is out of range.
+        MediaError: as VideoReader, or an index is out of range.
     """
     with VideoReader(path) as reader:
         return reader.frames(indices)
@@ -222,7 +223,7 @@ def read_video(
     """`num_frames` frames (all that are left if None) from `start` on, every `stride`-th: uint8 (T, H, W, 3).
 
     Raises:
-        ValueError: as VideoReader, or the file is too short.
+        MediaError: as VideoReader, or the file is too short.
     """
     with VideoReader(path) as reader:
         if num_frames is None:
@@ -234,21 +235,22 @@ def write_video(path: str | Path, frames_THWC: np.ndarray, fps: float) -> None:
     """Write an H.264 MP4 file that every browser plays; it is whole or absent.
 
     Raises:
-        ValueError: pixels that are not uint8 RGB, an odd size, or the file cannot be written.
+        ValueError: pixels that are not uint8 RGB.
+        InputError: an odd size, or the file cannot be written.
     """
     path = Path(path)
     check_frames(frames_THWC, f"writing {path}")
     _, H, W, _ = frames_THWC.shape
     if H % 2 or W % 2:
-        raise ValueError(
+        raise InputError(
             f"writing {path}: got frames of {H}x{W}, wanted even height and width (colours are halved); "
             f"use resize_crop(frames, {H - H % 2}, {W - W % 2})"
         )
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"writing {path}: got suffix {path.suffix!r}, wanted .mp4; rename it")
+        raise InputError(f"writing {path}: got suffix {path.suffix!r}, wanted .mp4; rename it")
     rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
     if rate <= 0:
-        raise ValueError(f"writing {path}: got fps={fps}, wanted a positive number; 24 is usual")
+        raise InputError(f"writing {path}: got fps={fps}, wanted a positive number; 24 is usual")
     with whole_file(path) as temporary:
         _encode(temporary, frames_THWC, rate)
 
@@ -291,20 +293,20 @@ def _encode(path: Path, frames_THWC: np.ndarray, rate: Fraction) -> None:
 def _open(path: Path) -> tuple[InputContainer, av.VideoStream]:
     wanted = "wanted a video file such as MP4, MKV, AVI or GIF"
     if not path.is_file():
-        raise ValueError(f"video {path}: got no such file, {wanted}; check the path")
+        raise MediaError(f"video {path}: got no such file, {wanted}; check the path")
     try:
         container = av.open(str(path.absolute()))
     except FFmpegError as error:
-        raise ValueError(
+        raise MediaError(
             f"video {path}: got {error.strerror!r}, {wanted}; fetch or convert it again"
         ) from None
     pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not pictures or container.format.name == "tty":  # FFmpeg plays any .txt as terminal art
         container.close()
-        raise ValueError(f"video {path}: got no moving pictures in it, {wanted}; is it sound or text?")
+        raise MediaError(f"video {path}: got no moving pictures in it, {wanted}; is it sound or text?")
     if pictures[0].codec_context is None:
         container.close()
-        raise ValueError(
+        raise MediaError(
             f"video {path}: got an encrypted stream or a codec that this FFmpeg lacks, {wanted}; convert it"
         )
     pictures[0].thread_type = "AUTO"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .errors import InputError
 from .given import Given
 from .images import to_model
 from .masks import MASKED
@@ -54,12 +55,12 @@ def plan_windows(num_frames: int, window: int, overlap: int) -> list[Window]:
     some frames of the one before anew.
 
     Raises:
-        ValueError: the overlap leaves nothing new.
+        InputError: the overlap leaves nothing new.
     """
     if num_frames <= window:
         return [Window(0, num_frames, 0)]
     if not 0 < overlap < window:
-        raise ValueError(
+        raise InputError(
             f"overlap_frames: got {overlap}, wanted 1 to {window - 1} of {window} (window_frames)"
         )
     found = [Window(0, window, 0)]

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import nn
 
 from common.cli import Stopwatch
+from common.errors import InputError
 from common.models import TransformerConfig, VAEConfig
 from common.runs import ModelSource, check_chunks
 from common.t2v_training import T2VTrainConfig
@@ -45,7 +46,7 @@ class ClipEncoder:
             on_host: the VAE rests in the host's memory between uses.
 
         Raises:
-            ValueError: the VAE cannot encode in chunks, or not in these.
+            InputError: the VAE cannot encode in chunks, or not in these.
         """
         if chunk_frames:
             check_chunks(config.norm_type, chunk_frames, config.stride_thw[0])
@@ -70,12 +71,12 @@ class CaptionEncoder:
             on_host: the encoder rests in the host's memory between uses.
 
         Raises:
-            ValueError: the encoder's is another.
+            InputError: the encoder's is another.
         """
         self.config = config
         self.encoder = TextEncoder(config, device)
         if width not in (None, self.encoder.width):
-            raise ValueError(
+            raise InputError(
                 f"text: the encoder's states are {self.encoder.width} wide, the transformer wants {width}; "
                 "use the text encoder the transformer is trained with"
             )

@@ -5,6 +5,8 @@ from typing import Any
 
 from mindspore import nn
 
+from common.errors import InputError
+
 from .parallel import Ranks
 
 MISSING = (
@@ -17,24 +19,24 @@ def owned(ranks: Ranks) -> Any:
     """What zero.Sharded is for stages 1 and 2: here vectors are joined from this rank's parts only.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
-    raise ValueError(MISSING)
+    raise InputError(MISSING)
 
 
 def shard_parameters(root: nn.Cell, units: Sequence, ranks: Ranks) -> None:
     """Share the parameters of `root`; each unit, inner ones first, comes together while it runs.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
-    raise ValueError(MISSING)
+    raise InputError(MISSING)
 
 
 def together(root: nn.Cell) -> Any:
     """A context in which all parameters are whole, to use parts of `root` on their own.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
-    raise ValueError(MISSING)
+    raise InputError(MISSING)

@@ -16,6 +16,8 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 from mindspore import ops as _ops
 
+from common.errors import InputError
+
 MAX_FLASH_HEADS = 256  # FlashAttentionScore: head_num at most 256
 FLASH_HEAD_DIM_MULTIPLE = 16
 
@@ -43,11 +45,11 @@ def kernel(operator: str, on_device: str | None = None) -> Callable:
     """The implementation of `operator` for a device (default: the current one).
 
     Raises:
-        ValueError: no entry for that device; the message lists the entries there are.
+        InputError: no entry for that device; the message lists the entries there are.
     """
     entries, where = _KERNELS[operator], on_device or device()
     if where not in entries:
-        raise ValueError(f"no {operator} kernel for device {where!r}; have {', '.join(entries)}")
+        raise InputError(f"no {operator} kernel for device {where!r}; have {', '.join(entries)}")
     return entries[where]
 
 
@@ -78,23 +80,23 @@ def _attention_flash(
 ) -> Tensor:
     head_dim = q.shape[2] // num_heads
     if q.dtype not in (mstype.float16, mstype.bfloat16):
-        raise ValueError(
+        raise InputError(
             f"attention: FlashAttentionScore takes float16 or bfloat16, got {q.dtype}; set dtype to either"
         )
     if num_heads > MAX_FLASH_HEADS:
-        raise ValueError(
+        raise InputError(
             f"attention: FlashAttentionScore takes at most {MAX_FLASH_HEADS} heads, got {num_heads} "
             "(a group block folds the batch into the heads); use a smaller batch"
         )
     if head_dim % FLASH_HEAD_DIM_MULTIPLE:
-        raise ValueError(
+        raise InputError(
             f"attention: FlashAttentionScore wants a head width divisible by {FLASH_HEAD_DIM_MULTIPLE}, "
             f"got {head_dim}; choose attention_head_dim 48 or 96"
         )
     drop = None
     if keep is not None:
         if keep.shape[1] != 1:
-            raise ValueError(
+            raise InputError(
                 f"attention: got masks for {keep.shape[1]} heads in a group block, on Ascend all share one; "
                 "group batches by size so that all samples share their padding"
             )

@@ -69,7 +69,7 @@ class VideoMaker:
             seeds: of each video; they alone decide its noise.
 
         Raises:
-            ValueError: frames are given to a text-to-video model.
+            InputError: frames are given to a text-to-video model.
         """
         check_given(given, self.sampler.config)
         states, keep_text = text

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
 
+from common.errors import InputError
 from common.parallel import Mesh
 
 from . import kernels
@@ -134,7 +135,7 @@ class Ranks:
         if mesh.size > 1:
             init("mccl" if device == "cpu" else "hccl")
             if (get_rank(), get_group_size()) != (mesh.rank, mesh.size):
-                raise ValueError(
+                raise InputError(
                     f"launch: the environment says rank {mesh.rank} of {mesh.size}, wanted {get_rank()} of "
                     f"{get_group_size()} as msrun counts; unset RANK and WORLD_SIZE, give msrun --node_rank"
                 )

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from common.conditions import grid_inputs, text_inputs
+from common.errors import InputError
 from common.masks import Condition
 from common.noise import index_of, normal
 from common.rope import timestep_features
@@ -184,11 +185,11 @@ class LatentSampler:
         """
         G = latent_shape[0] * (2 if self.guided else 1)
         if len(text_GLC) != G:
-            raise ValueError(
+            raise InputError(
                 f"sampler: got {len(text_GLC)} rows of text, wanted {G} for {latent_shape[0]} videos"
             )
         if self.takes_condition != (condition is not None):
-            raise ValueError(
+            raise InputError(
                 f"sampler: got {'no ' if condition is None else ''}condition for a model that takes "
                 f"{'one' if self.takes_condition else 'none'}; frames that are not given are masked"
             )

@@ -12,6 +12,7 @@ from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
 from common.checkpoint import check_weights, shapes_of
+from common.errors import InputError
 from common.host import cpu_name, peak_process_memory_mb
 
 from . import kernels
@@ -30,10 +31,10 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
         The device's name in the kernels table.
 
     Raises:
-        ValueError: a device this tree does not know, or that is not there.
+        InputError: a device this tree does not know, or that is not there.
     """
     if device not in ("auto", "cpu", "ascend"):
-        raise ValueError(f"device: got {device!r}; the MindSpore tree runs on auto, cpu, ascend")
+        raise InputError(f"device: got {device!r}; the MindSpore tree runs on auto, cpu, ascend")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     if device == "auto":
         device = mindspore.get_context("device_target").lower()
@@ -45,7 +46,7 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
             mindspore.set_device("Ascend", local_rank)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device: {device} is not available ({reason}); use device=cpu") from None
+        raise InputError(f"device: {device} is not available ({reason}); use device=cpu") from None
     if device == "ascend":
         _refuse_first_ascend(MSContext.get_instance().get_ascend_soc_version())
     return device
@@ -53,7 +54,7 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
 
 def _refuse_first_ascend(soc_version: str) -> None:
     if soc_version.lower() == "ascend910":
-        raise ValueError(
+        raise InputError(
             "device: this is a first-generation Ascend 910, which has no FlashAttentionScore; "
             "an Atlas A2 (910B) or newer is needed"
         )
@@ -86,7 +87,7 @@ def load_weights(model: nn.Cell, weights: Mapping, where: str) -> None:
     """Copy NumPy weights into a model.
 
     Raises:
-        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is
+        InputError: every missing, unexpected and misshapen key, all in one message, before anything is
         copied.
     """
     params = parameters(model)

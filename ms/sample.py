@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from common import cli
 from common.captions import read_prompts
+from common.errors import InputError
 from common.images import to_uint8
 from common.models import TransformerConfig, VAEConfig
 from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
@@ -115,7 +116,7 @@ def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width:
     again.
 
     Raises:
-        ValueError: the encoder is not as wide as the transformer's captions.
+        InputError: the encoder is not as wide as the transformer's captions.
     """
     texts = [config.negative_prompt, *(config.prompt_template.format(prompt) for prompt in prompts)]
     ids, keep, cut = tokenize(config.text, texts)
@@ -123,7 +124,7 @@ def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width:
         print(f"warning: {message}", file=sys.stderr)
     encoder = TextEncoder(config.text, device)
     if encoder.width != width:
-        raise ValueError(
+        raise InputError(
             f"text: the encoder's states are {encoder.width} wide, the transformer was trained on {width}; "
             "use the text encoder the transformer was trained with"
         )

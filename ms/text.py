@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore import dtype as mstype
 
+from common.errors import InputError
 from common.text import (
     WIDTH_KEYS,
     TextConfig,
@@ -28,14 +29,14 @@ class TextEncoder:
     """A frozen text encoder: the last hidden state of every token, without pooling. `width` is E.
 
     Raises:
-        ValueError: the directory or its files are not what `config` wants, or `device` lacks the dtype.
+        InputError: the directory or its files are not what `config` wants, or `device` lacks the dtype.
     """
 
     def __init__(self, config: TextConfig, device: str) -> None:
         self.width: int = read_model_config(config)[WIDTH_KEYS[config.kind]]
         on_cpu = device.upper() == "CPU"
         if on_cpu and config.dtype == "bfloat16":
-            raise ValueError(
+            raise InputError(
                 "text encoder: dtype bfloat16 has no MindSpore kernels on CPU, wanted float32 or float16; "
                 "set dtype to float32"
             )

@@ -22,7 +22,7 @@ def encode_tiled(vae: CausalVAE, x_BCTHW: Tensor, tiling: TilingConfig) -> Tenso
     tile gives what `vae.encode` gives, several approximate it.
 
     Raises:
-        ValueError: frames that are not a multiple of the time stride plus one, height or width that are not
+        InputError: frames that are not a multiple of the time stride plus one, height or width that are not
             multiples of the space stride, or other than three channels.
     """
     check_clip(vae.config, x_BCTHW.shape)

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, T frames, H height, W width; Z latent channels.
 
 from mindspore import Tensor, nn
 
+from common.errors import InputError
 from common.models import CausalVAEConfig, VAEConfig
 from common.runs import check_chunks
 
@@ -282,13 +283,13 @@ def check_clip(config: VAEConfig | CausalVAEConfig, shape: tuple) -> None:
     stride_t, stride_h, stride_w = config.stride_thw
     _, C, T, H, W = shape
     if C != 3:
-        raise ValueError(f"vae: expected RGB clips (B,3,T,H,W), got {tuple(shape)}")
+        raise InputError(f"vae: expected RGB clips (B,3,T,H,W), got {tuple(shape)}")
     if (T - 1) % stride_t:
         nearest = (T - 1) // stride_t * stride_t + 1
-        raise ValueError(
+        raise InputError(
             f"vae: {T} frames; it must be a multiple of {stride_t} plus 1, for example {nearest}"
         )
     if H % stride_h or W % stride_w:
-        raise ValueError(
+        raise InputError(
             f"vae: frames of {H}x{W}; height and width must be multiples of {stride_h} and {stride_w}"
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from common import cli, evaluation
 from common.data.video_files import find_videos
+from common.errors import InputError
 from common.evaluation import Clip, Score
 from common.fvd import i3d_input
 from common.images import to_model, to_uint8, write_png
@@ -62,7 +63,7 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
                     rows.append(evaluation.grid_row(clip.frames_THWC, restored_THWC, config.error_gain))
     if not scores:
         reasons = "; ".join(skipped.values())
-        raise ValueError(f"input {config.input}: none of {len(paths)} files could be read: {reasons}")
+        raise InputError(f"input {config.input}: none of {len(paths)} files could be read: {reasons}")
 
     facts = evaluation.summary(scores, judges.features())
     write_png(folder / "evaluation.png", np.concatenate(rows))

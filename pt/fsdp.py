@@ -18,7 +18,7 @@ def owned(ranks: Ranks) -> Any:
     """What zero.Sharded is for stages 1 and 2: here vectors are joined from this rank's parts only.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
     return _Owned(ranks)
 
@@ -27,7 +27,7 @@ def shard_parameters(root: nn.Module, units: Sequence, ranks: Ranks) -> None:
     """Share the parameters of `root`; each unit, inner ones first, comes together while it runs.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
     mesh = init_device_mesh("cuda" if ranks.device == "cuda" else "cpu", (ranks.size,))
     for unit in (*units, root):
@@ -83,7 +83,7 @@ def together(root: nn.Module) -> Any:
     """A context in which all parameters are whole, to use parts of `root` on their own.
 
     Raises:
-        ValueError: this tree has no stage 3.
+        InputError: this tree has no stage 3.
     """
     return _unsharded(root)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.errors import InputError
+
 _DEVICE: list[str] = []  # the innermost `on(...)`; empty outside
 
 
@@ -41,11 +43,11 @@ def kernel(operator: str, on_device: str | None = None) -> Callable:
     """The implementation of `operator` for a device (default: the current one).
 
     Raises:
-        ValueError: no entry for that device; the message lists the entries there are.
+        InputError: no entry for that device; the message lists the entries there are.
     """
     entries, where = _KERNELS[operator], on_device or device()
     if where not in entries:
-        raise ValueError(f"no {operator} kernel for device {where!r}; have {', '.join(entries)}")
+        raise InputError(f"no {operator} kernel for device {where!r}; have {', '.join(entries)}")
     return entries[where]
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import check_weights, shapes_of
+from common.errors import InputError
 from common.host import cpu_name, peak_process_memory_mb
 
 from . import kernels
@@ -35,12 +36,12 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
         The device's name in the kernels table.
 
     Raises:
-        ValueError: a device this tree does not know, or that is not there.
+        InputError: a device this tree does not know, or that is not there.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: got {device!r}; the PyTorch tree runs on auto, cpu, cuda")
+        raise InputError(f"device: got {device!r}; the PyTorch tree runs on auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise InputError(
             "device: cuda is not available (no driver or a CPU build of PyTorch); use device=cpu"
         )
     if device == "auto":
@@ -81,7 +82,7 @@ def load_weights(model: nn.Module, weights: Mapping, where: str) -> None:
     """Copy NumPy weights into a model.
 
     Raises:
-        ValueError: every missing, unexpected and misshapen key, all in one message, before anything is
+        InputError: every missing, unexpected and misshapen key, all in one message, before anything is
         copied.
     """
     params = parameters(model)

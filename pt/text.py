@@ -27,7 +27,7 @@ class TextEncoder:
     """A frozen text encoder: the last hidden state of every token, without pooling. `width` is E.
 
     Raises:
-        ValueError: the directory or its files are not what `config` wants, or `device` lacks the dtype.
+        InputError: the directory or its files are not what `config` wants, or `device` lacks the dtype.
     """
 
     def __init__(self, config: TextConfig, device: str) -> None:

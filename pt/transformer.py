@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.errors import InputError
 from common.models import TransformerConfig
 
 from . import ops
@@ -352,11 +353,11 @@ class ConditionProjection(nn.Module):
     def __init__(self, transformer: Transformer):
         """
         Raises:
-            ValueError: it is a text-to-video model.
+            InputError: it is a text-to-video model.
         """
         super().__init__()
         if not transformer.takes_condition:
-            raise ValueError(
+            raise InputError(
                 "transformer: got a text-to-video model, wanted one that takes images or video: its config "
                 "has vae_scale_factor_t"
             )

@@ -11,9 +11,11 @@ import numpy as np
 
 from common.config import build
 from common.data.t2v_config import T2VDataConfig
+from common.errors import InputError
+from common.files import read_json
 from common.flops import transformer_flops
 from common.images import write_png
-from common.models import TransformerConfig, read_json
+from common.models import TransformerConfig
 from common.training.curves import comparison
 from common.training.log import read_rows
 
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     picture, *runs = arguments
     try:
         compare(Path(picture), [Path(run) for run in runs])
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -37,11 +39,11 @@ def compare(picture: Path, runs: Sequence[Path]) -> None:
     """A Markdown table, and the curves as a picture.
 
     Raises:
-        ValueError: runs of one name, or one that was not trained from a config on clips of one size.
+        InputError: runs of one name, or one that was not trained from a config on clips of one size.
     """
     names = [run.name for run in runs]
     if len({*names}) < len(names):
-        raise ValueError(f"ablation: got runs named {', '.join(names)}, wanted names that differ")
+        raise InputError(f"ablation: got runs named {', '.join(names)}, wanted names that differ")
     print("| run | plan | GFLOP a sample | of it self-attention | loss | after |")
     print("|---|---|---|---|---|---|")
     curves = {}
@@ -49,11 +51,11 @@ def compare(picture: Path, runs: Sequence[Path]) -> None:
         report = read_json(run / "train.json")
         described = report["config"]["transformer"]["config"]
         if described is None:
-            raise ValueError(f"{run}: began from transformer.path, wanted a run with transformer.config")
+            raise InputError(f"{run}: began from transformer.path, wanted a run with transformer.config")
         model = build(TransformerConfig, described, str(run))
         data = build(T2VDataConfig, report["config"]["data"], str(run))
         if len(data.buckets) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{run}: got {len(data.buckets)} sizes, wanted drawn clips of one (generated_sizes)"
             )
         bucket = data.buckets[0]
@@ -77,7 +79,7 @@ def validation_losses(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses where the run was validated."""
     rows = [row for row in read_rows(run / "losses.jsonl") if LOSS in row]
     if not rows:
-        raise ValueError(f"{run}: no {LOSS} in losses.jsonl; wanted a run with validation.data")
+        raise InputError(f"{run}: no {LOSS} in losses.jsonl; wanted a run with validation.data")
     steps, losses = (np.array([row[key] for row in rows], float) for key in ("step", LOSS))
     return steps, losses
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
+from common.errors import InputError
+
 from .ascend_graph import Graph, Node, TensorType
 
 FLASH_TENSORS = ("query", "key", "value", "real_shift", "drop_mask", "padding_mask", "attn_mask")
@@ -57,7 +59,7 @@ def flash_attention_score(
         attn_mask: (B,N,S,L), (B,1,S,L), (1,1,S,L) or (S,L), bool or uint8; None keeps everything.
 
     Raises:
-        ValueError: what the operator's documentation excludes: dtypes, shapes, head widths, numbers of heads.
+        InputError: what the operator's documentation excludes: dtypes, shapes, head widths, numbers of heads.
     """
     _check_contract(query, key, value, attn_mask, head_num, input_layout, "FlashAttentionScore")
     return _attend(query, key, value, attn_mask, head_num, scale_value, input_layout).astype(query.dtype)
@@ -76,7 +78,7 @@ def check_flash(graph: Graph, node: Node) -> None:
     Types and attributes suffice, so a graph in bfloat16 can be checked too.
 
     Raises:
-        ValueError: what an Ascend refuses, or a feature that we do not use (dropout, windows, shifts).
+        InputError: what an Ascend refuses, or a feature that we do not use (dropout, windows, shifts).
     """
     given = dict(zip(FLASH_INPUTS, node.inputs, strict=True))
     query, key, value, mask = (graph.type_of(given[name]) for name in ("query", "key", "value", "attn_mask"))
@@ -101,7 +103,7 @@ def evaluate(graph: Graph, inputs: Sequence[np.ndarray], rounded: bool = True) -
             which shows far more sharply whether two graphs mean the same.
 
     Raises:
-        ValueError: an input of another type than exported, an operator that is not in the table, a result of
+        InputError: an input of another type than exported, an operator that is not in the table, a result of
             another shape than the compiler inferred, or a FlashAttentionScore outside its contract.
     """
     values: dict[str, Any] = dict(graph.constants)
@@ -154,7 +156,7 @@ def _check_contract(
 
 def _require(holds: bool, where: str, what: str, got: Any, wanted: Any, remedy: str) -> None:
     if not holds:
-        raise ValueError(f"{where}: {what}: got {got}, wanted {wanted}; {remedy}")
+        raise InputError(f"{where}: {what}: got {got}, wanted {wanted}; {remedy}")
 
 
 def _where(node: Node) -> str:

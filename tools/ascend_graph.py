@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.errors import InputError
+
 DTYPES = {
     1: "float32",
     2: "uint8",
@@ -130,7 +132,7 @@ def export(cell: Any, *inputs: Any) -> Graph:
     """Compile a Cell for tensors like `inputs` and read its graph back from a MINDIR file.
 
     Raises:
-        ValueError: the graph calls other graphs, or its weights were stored apart (2 GB and more).
+        InputError: the graph calls other graphs, or its weights were stored apart (2 GB and more).
     """
     mindspore = importlib.import_module("mindspore")
     protocol = importlib.import_module("mindspore.train.mind_ir_pb2")
@@ -138,13 +140,13 @@ def export(cell: Any, *inputs: Any) -> Graph:
         mindspore.export(cell, *inputs, file_name=f"{folder}/graph", file_format="MINDIR")
         files = sorted(path.name for path in Path(folder).iterdir())
         if files != ["graph.mindir"]:
-            raise ValueError(
+            raise InputError(
                 f"export of {type(cell).__name__}: got {files}, wanted one graph.mindir; "
                 "export fewer or narrower layers, the graph repeats anyway"
             )
         model = protocol.ModelProto.FromString((Path(folder) / "graph.mindir").read_bytes())
     if model.functions:
-        raise ValueError(
+        raise InputError(
             f"export of {type(cell).__name__}: got {len(model.functions)} called graphs, wanted one flat "
             "graph; remove control flow that depends on data, and lazy_inline"
         )

@@ -5,6 +5,7 @@ python -m tools.curve OUTPUT/losses.jsonl curve.png [loss validation/psnr ...]
 
 import sys
 
+from common.errors import InputError
 from common.training.curves import plot_losses
 
 
@@ -16,7 +17,7 @@ def main(arguments: list[str]) -> None:
     jsonl, png, *keys = arguments
     try:
         plot_losses(jsonl, png, keys)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(png)

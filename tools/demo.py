@@ -18,6 +18,7 @@ import numpy as np
 from common.checkpoint import read_safetensors
 from common.config import load
 from common.data.drawing import render
+from common.errors import InputError
 from common.images import write_png
 from common.runs import SampleConfig
 from tools.oracle import clip_of
@@ -36,7 +37,7 @@ def main(overrides: list[str]) -> int:
         return 0
     try:
         load(SampleConfig, ROOT / "configs/sample_demo.yaml", overrides)
-    except ValueError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     clip = sample_clip()

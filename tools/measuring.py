@@ -12,6 +12,7 @@ import numpy as np
 from common import cli
 from common.config import load
 from common.data.scenes import Scene
+from common.errors import InputError
 from common.images import resize_crop, to_model, to_uint8
 from common.models import TransformerConfig, VAEConfig
 from common.oracle import Reading
@@ -51,7 +52,7 @@ def run_command(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
     cv2.setNumThreads(1)
     try:
         return given.run(given)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -74,10 +75,10 @@ def prepare(given: argparse.Namespace) -> Setting:
     """Draw the scenes, read the config, load the VAE.
 
     Raises:
-        ValueError: numbers of clips that cannot be, a config of another kind, or models that do not fit.
+        InputError: numbers of clips that cannot be, a config of another kind, or models that do not fit.
     """
     if given.clips < 2 or given.batch < 1 or given.seed < 0:
-        raise ValueError(
+        raise InputError(
             f"measure: got {given.clips} clips in batches of {given.batch} from seed {given.seed}; "
             "wanted at least 2, 1 and 0"
         )

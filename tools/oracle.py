@@ -19,6 +19,7 @@ import numpy as np
 
 from common.data.drawing import render
 from common.data.scenes import Scene, caption, draw_scene
+from common.errors import InputError
 from common.images import write_png
 from common.noise import generator
 from common.oracle import read_back
@@ -51,7 +52,7 @@ def main() -> int:
             print(*reading.triple, f"(shape ahead of the next by {reading.confidence:.2f})")
         else:
             print(report(args.clips, args.size, args.frames, args.seed))
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -70,7 +71,7 @@ def report(num_clips: int, size: int, num_frames: int, seed: int) -> str:
     The last row compares each reading with the truth of another clip: what guessing would score.
     """
     if min(num_clips, num_frames) < 2 or size < 16:
-        raise ValueError(f"got {num_clips} clips, {num_frames} frames, size {size}; wanted 2, 2, 16 or more")
+        raise InputError(f"got {num_clips} clips, {num_frames} frames, size {size}; wanted 2, 2, 16 or more")
     heldout = np.arange(num_clips) % 2 == 1
     scenes = [clip_of(seed, index, bool(part))[0] for index, part in enumerate(heldout)]
     truth = np.array([scene.things[0].triple for scene in scenes])

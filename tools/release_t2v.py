@@ -20,8 +20,10 @@ import numpy as np
 from common import cli
 from common.checkpoint import StoredWeights, save_weights, weight_files
 from common.data.drawing import render
+from common.errors import InputError
+from common.files import read_json
 from common.images import write_png
-from common.models import TransformerConfig, read_hub_config, read_json
+from common.models import TransformerConfig, read_hub_config
 from common.oracle import Reading, read_back
 from tools.measuring import (
     SHEET_VIDEOS,
@@ -85,7 +87,7 @@ def run_make(given: argparse.Namespace) -> int:
     read_hub_config(TransformerConfig, given.model)  # refuses what is no transformer's
     num_parameters = sum(int(np.prod(shape)) for shape in weights.shapes.values())
     if num_parameters > MAX_PARAMETERS:
-        raise ValueError(
+        raise InputError(
             f"{given.model}: got {num_parameters:,} parameters, wanted at most {MAX_PARAMETERS:,}; "
             "the release must stay small, train a smaller model"
         )
@@ -102,13 +104,13 @@ def run_shorten(given: argparse.Namespace) -> int:
     weights = StoredWeights(given.model)
     config: TransformerConfig = read_hub_config(TransformerConfig, given.model)
     if not 0 <= given.without < config.num_layers or config.num_layers == 1:
-        raise ValueError(
+        raise InputError(
             f"shorten: got block {given.without}, wanted one of several: 0 to {config.num_layers - 1}"
         )
     shorter = config.replace(num_layers=config.num_layers - 1)
     left = [block for block in range(config.num_layers) if block != given.without]
     if [config.plan[block] for block in left] != list(shorter.plan):
-        raise ValueError(
+        raise InputError(
             f"shorten: without block {given.without} the arrangements {', '.join(config.plan)} would not be "
             f"{', '.join(shorter.plan)}; leave out another"
         )
@@ -180,9 +182,9 @@ def run_compare(given: argparse.Namespace) -> int:
         apart = max(abs(one["reached"][name] - other["reached"][name]) for name in ATTRIBUTES)
         trees = f"{one['tree']} and {other['tree']}"
     except (KeyError, TypeError) as error:
-        raise ValueError(f"compare: {error} is missing; wanted two files of measure --json") from None
+        raise InputError(f"compare: {error} is missing; wanted two files of measure --json") from None
     if asked[0] != asked[1]:
-        raise ValueError("compare: got reports of other captions or seeds, wanted two of the same")
+        raise InputError("compare: got reports of other captions or seeds, wanted two of the same")
     same = int((read[0] == read[1]).sum())
     print(
         f"{trees}: {same} of {read[0].size} readings are the same, scores at most {100 * apart:.1f} % apart"

@@ -16,6 +16,7 @@ from common import cli
 from common.checkpoint import StoredWeights, save_weights
 from common.config import load
 from common.data.clips import ClipLoader
+from common.errors import InputError
 from common.images import to_uint8
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig, read_hub_config
@@ -40,7 +41,7 @@ def latent_statistics(
     by_channel = np.concatenate(means).swapaxes(0, 1).reshape(vae_config.latent_dim, -1)
     std, shift = by_channel.std(1), by_channel.mean(1)
     if not std.all():
-        raise ValueError(f"{model}: latent channel {int(std.argmin())} never changes, so it has no scale")
+        raise InputError(f"{model}: latent channel {int(std.argmin())} never changes, so it has no scale")
     scale = 1 / std
     return [round(x, 6) for x in scale.tolist()], [round(x, 6) for x in shift.tolist()]
 
@@ -87,16 +88,16 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.clips < 1:
-            raise ValueError(f"--clips: got {given.clips}, wanted 1 or more")
+            raise InputError(f"--clips: got {given.clips}, wanted 1 or more")
         config = load(VAETrainConfig, given.config)
         if config.validation is None:
-            raise ValueError(f"{given.config}: no validation section, so there are no clips to measure")
+            raise InputError(f"{given.config}: no validation section, so there are no clips to measure")
         tree = Tree(given.tree)
         if given.target:
             release(tree, given.model, config, given.target, given.clips)
         found = scores(tree, given.target or given.model, config, given.clips)
         print(f"{given.clips} held-out clips: PSNR {found['psnr_db']} dB, SSIM {found['ssim']}")
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.errors import InputError
 from common.noise import generator, index_of
 
 from .annotations import Annotations, read_annotations
@@ -27,7 +28,7 @@ class AnnotatedClips:
             batch: samples of all ranks together.
 
         Raises:
-            ValueError: a file is missing or of another format, or no clip is left.
+            InputError: a file is missing or of another format, or no clip is left.
         """
         assert config.annotations is not None
         assert config.sizes is not None
@@ -46,7 +47,7 @@ class AnnotatedClips:
         self.buckets = [self._bucket(group[0]) for group in groups]
         if not groups:
             told = "".join(f"\n  {what}" for what in self.annotations.unreadable_named)
-            raise ValueError(
+            raise InputError(
                 f"annotations {config.annotations}: got no usable clip, wanted some; "
                 f"dropped: {self._dropped()}{told}"
             )

@@ -6,7 +6,6 @@ An entry has `path` and `cap` (a sentence or a list of them), `resolution` {heig
 entry lacks is judged later (selection.py); only those that do not have this form are counted and named here.
 """
 
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.data.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from common.errors import InputError
+from common.files import listed_path, parse_json, read_lines
 
 from .selection import Columns
 from .texts import Texts
@@ -23,6 +24,7 @@ SUFFIXES = (".json", ".jsonl", ".parquet")
 BUFFER = 2**18  # bytes of Parquet read at a time; a group of rows may be the whole file
 MAX_NAMED = 10  # unreadable entries named in a report
 ROWS = 1024  # of Parquet at a time
+LARGEST = 2**31 - 1  # whole number that a column holds
 NO_CROP = (-1, -1, -1, -1)
 
 
@@ -83,39 +85,39 @@ class Annotations:
         """Append the entries of a file, whose paths begin at `root`.
 
         Raises:
-            ValueError: no such file, another format, or not a list of entries.
+            InputError: no such file, another format, or not a list of entries.
         """
         self.roots.append(root)
         for place, entry in _entries(path):
             try:
                 self._add(entry)
-            except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-                self._add_unreadable(f"{path}, {place}: {_what(error)}")
+            except InputError as error:
+                self._add_unreadable(f"{path}, {place}: {error}")
 
     def _add(self, entry: dict[str, Any] | Exception) -> None:
         if isinstance(entry, Exception):
             raise entry
-        path, captions = entry["path"], entry.get("cap") or ()
+        path, captions = entry.get("path"), entry.get("cap") or ()
         captions = [captions] if isinstance(captions, str) else list(_items(captions, "cap"))
         if not isinstance(path, str) or not path:
-            raise ValueError(f"path is {path!r}")
+            raise InputError(f"path is {path!r}")
         if not all(isinstance(caption, str) for caption in captions):
-            raise ValueError("cap is not text")
+            raise InputError("cap is not text")
         size = entry.get("resolution") or {}
         if not isinstance(size, dict):
-            raise ValueError(f"resolution is {size}")
+            raise InputError(f"resolution is {size}")
         crop = entry.get("crop")
-        crop = NO_CROP if crop is None else tuple(int(edge) for edge in _items(crop, "crop"))
+        crop = NO_CROP if crop is None else tuple(_whole(edge, "crop") for edge in _items(crop, "crop"))
         if len(crop) != 4 or (crop != NO_CROP and not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3])):
-            raise ValueError(f"crop is {crop}")
+            raise InputError(f"crop is {crop}")
         suffix = path[path.rfind(".") :].lower()
-        fps = _number(entry.get("fps"))
+        fps = _number(entry.get("fps"), "fps")
         if fps <= 0:
-            raise ValueError(f"fps is {fps}")
+            raise InputError(f"fps is {fps}")
         cut = entry.get("cut")
-        start = 0 if cut is None else int(_items(cut, "cut")[0])
+        start = 0 if cut is None else _whole(next(iter(_items(cut, "cut")), None), "cut")
         if start < 0:
-            raise ValueError(f"cut is {cut}")
+            raise InputError(f"cut is {cut}")
         aesthetic = entry.get("aesthetic")
         row = (
             len(self.roots) - 1,
@@ -123,14 +125,14 @@ class Annotations:
             any(caption.strip() for caption in captions),
             suffix in _KNOWN,
             suffix in IMAGE_SUFFIXES,
-            int(size.get("height") or 0),
-            int(size.get("width") or 0),
-            int(entry.get("num_frames") or 0),
+            _whole(size.get("height") or 0, "resolution.height"),
+            _whole(size.get("width") or 0, "resolution.width"),
+            _whole(entry.get("num_frames") or 0, "num_frames"),
             fps,
             start,
-            _number(entry.get("aes") if aesthetic is None else aesthetic),
-            _number(entry.get("motion")),
-            _number(entry.get("tech")),
+            _number(entry.get("aes") if aesthetic is None else aesthetic, "aesthetic"),
+            _number(entry.get("motion"), "motion"),
+            _number(entry.get("tech"), "tech"),
         )
         self._append(row, crop, (path, *(caption for caption in captions if caption.strip())))
 
@@ -178,7 +180,7 @@ def read_annotations(source: str | Path, root: str | None = None) -> Annotations
         root: where the paths of a single file begin; None: at its own folder.
 
     Raises:
-        ValueError: a file is missing, of another format, or empty.
+        InputError: a file is missing, of another format, or empty.
     """
     source = Path(source)
     found = Annotations()
@@ -188,7 +190,7 @@ def read_annotations(source: str | Path, root: str | None = None) -> Annotations
     else:
         found.add_file(str(source.parent) if root is None else root, source)
     if not len(found):
-        raise ValueError(f"annotations {source}: got no entry, wanted one or more; check the file")
+        raise InputError(f"annotations {source}: got no entry, wanted one or more; check the file")
     return found
 
 
@@ -201,40 +203,27 @@ def annotation_files(source: str | Path | None) -> list[Path]:
 
 
 def _listed(source: Path) -> Iterator[tuple[str, Path]]:
-    if not source.is_file():
-        raise ValueError(f"annotations {source}: got no such file, wanted lines `root,annotation.json`")
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"annotations {source}: got {error}, wanted a UTF-8 text with lines `root,annotation.json`"
-        ) from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        root, comma, name = line.strip().rpartition(",")
+    for number, line in read_lines(source, "annotations", "lines `root,annotation.json`"):
+        root, comma, name = line.rpartition(",")
         if not comma:
-            raise ValueError(
+            raise InputError(
                 f"annotations {source}, line {number}: got {line!r}, wanted `root,annotation.json`"
             )
-        yield str(source.parent / root.strip()), source.parent / name.strip()
+        yield str(listed_path(root.strip(), source)), listed_path(name.strip(), source)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each entry stands, and the entry, or the error that keeps it from being read."""
     if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         got = "no such file" if not path.is_file() else f"suffix {path.suffix!r}"
-        raise ValueError(f"annotations {path}: got {got}, wanted a file ending in {', '.join(SUFFIXES)}")
+        raise InputError(f"annotations {path}: got {got}, wanted a file ending in {', '.join(SUFFIXES)}")
     return {".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix.lower()](path)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        entries = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"annotations {path}: got {error}, wanted a JSON list of entries") from None
+    entries = parse_json(path.read_bytes(), f"annotations {path}", "a JSON list of entries")
     if not isinstance(entries, list):
-        raise ValueError(f"annotations {path}: got {type(entries).__name__}, wanted a JSON list of entries")
+        raise InputError(f"annotations {path}: got {type(entries).__name__}, wanted a JSON list of entries")
     entries.reverse()
     for number in range(1, len(entries) + 1):
         yield f"entry {number}", _as_entry(entries.pop())  # given back as they are read
@@ -246,8 +235,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             if line.isspace():
                 continue
             try:
-                entry = _as_entry(json.loads(line))
-            except ValueError as error:
+                entry = _as_entry(parse_json(line, "the line"))
+            except InputError as error:
                 entry = error
             yield f"line {number}", entry
 
@@ -257,7 +246,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise ValueError(
+        raise InputError(
             f"annotations {path}: reading Parquet needs pyarrow; pip install pyarrow, or use JSONL"
         ) from None
     try:
@@ -269,7 +258,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                     number += 1
                     yield f"row {number}", entry
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"annotations {path}: got {error}, wanted a Parquet file; write it again") from None
+        raise InputError(f"annotations {path}: got {error}, wanted a Parquet file; write it again") from None
 
 
 _FIELDS = {
@@ -279,19 +268,33 @@ _FIELDS = {
 
 
 def _as_entry(entry: Any) -> Any:
-    return entry if isinstance(entry, dict) else ValueError(f"not an entry but {type(entry).__name__}")
+    return entry if isinstance(entry, dict) else InputError(f"not an entry but {type(entry).__name__}")
 
 
-def _items(value: Any, name: str) -> Any:
-    """A list as it is; texts and tables, which have items too, are refused."""
-    if isinstance(value, (str, dict)):
-        raise ValueError(f"{name} is {value!r}")
-    return value
+def _items(value: Any, name: str) -> list:
+    """The entries of a list.
+
+    Raises:
+        InputError: it is something else; texts and tables, which have items too, are refused.
+    """
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {value!r}, wanted a list")
+    return list(value)
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+def _whole(value: Any, name: str) -> int:
+    """A whole number that fits its column; texts of one and fractions as upstream's readers take them."""
+    try:
+        number = int(value)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{name} is {value!r}, wanted a whole number") from None
+    if abs(number) > LARGEST:
+        raise InputError(f"{name} is {value!r}, wanted at most {LARGEST}")
+    return number
 
 
-def _what(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+def _number(value: Any, name: str) -> float:
+    try:
+        return float("nan") if value is None else float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{name} is {value!r}, wanted a number") from None

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.errors import InputError
+
 from .buckets import TOKEN, VAE_STRIDE, Bucket, latent_length, rounded_up
 
 
@@ -14,12 +16,12 @@ def stack(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Clips (C, T, H, W) of one size as x_BCTHW.
 
     Raises:
-        ValueError: sizes differ, or do not cut into tokens.
+        InputError: sizes differ, or do not cut into tokens.
     """
     shapes = {clip.shape for clip in clips}
     _, _, H, W = clips[0].shape
     if len(shapes) > 1 or H % TOKEN or W % TOKEN:
-        raise ValueError(
+        raise InputError(
             f"batch: got clips of {sorted(shapes)}, wanted one size in multiples of {TOKEN} pixels; "
             "group them by size, or pad them"
         )

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from common.errors import InputError
+
 MIN_TRIED = 100  # over which the share of broken ones is first judged
 MAX_TRIES = 20  # broken ones in a row before a sample is given up
 MAX_NAMED = 10  # named in a message
@@ -37,16 +39,16 @@ class BrokenFiles:
     def check(self) -> None:
         """
         Raises:
-            ValueError: too large a share is broken; which, and why.
+            InputError: too large a share is broken; which, and why.
         """
         tried = max(len(self.tried), min(MIN_TRIED, self.number))
         if len(self) > max(1, self.max_share * tried):
             raise self.too_many(f"at most {self.max_share:.1%} (max_bad_share)")
 
-    def too_many(self, allowed: str = f"fewer than {MAX_TRIES} in a row") -> ValueError:
+    def too_many(self, allowed: str = f"fewer than {MAX_TRIES} in a row") -> InputError:
         """The error that says what was met and what would have been `allowed`."""
         reasons = list(dict.fromkeys(f"  {d.kind}: {d.reason}" for d in self.defects.values()))[:MAX_NAMED]
-        return ValueError(
+        return InputError(
             f"data: got {len(self)} broken of {len(self.tried)} {self.what} tried, wanted {allowed}; "
             "repair or remove them:\n" + "\n".join(reasons)
         )

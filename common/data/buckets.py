@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from common.config import Config
+from common.errors import InputError
 
 VAE_STRIDE = (
     4,
@@ -65,7 +66,7 @@ class SizesConfig(Config):
         pairs = ((self.height, self.width), (self.max_tokens,), (self.max_height, self.max_width))
         given = [pair for pair in pairs if any(value is not None for value in pair)]
         if len(given) != 1 or None in given[0]:
-            raise ValueError(
+            raise InputError(
                 "give exactly one of height and width (one size for all), max_tokens, "
                 "and max_height and max_width"
             )

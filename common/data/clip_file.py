@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from common.errors import MediaError
 from common.video import VideoReader, to_rgb
 
 INDEXED = ("mp4", "matroska")  # containers whose seeks are reliable
@@ -24,7 +25,7 @@ INDEXED = ("mp4", "matroska")  # containers whose seeks are reliable
 Fit = Callable[[np.ndarray], np.ndarray]  # frames_THWC to frames_THWC
 
 
-class TooShortError(ValueError):
+class TooShortError(MediaError):
     """The file is sound but has fewer frames than a clip."""
 
 
@@ -37,7 +38,7 @@ def read_clip(
 
     Raises:
         TooShortError: even the least step is too great.
-        ValueError: the file is damaged.
+        MediaError: the file is damaged.
     """
     drawn, place = int(rng.integers(*rates, endpoint=True)), rng.random()
     gaps = num_frames - 1

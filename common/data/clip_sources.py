@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from common.config import Config
+from common.errors import InputError
 from common.images import read_image, resize_crop
 from common.noise import generator, index_of
 
@@ -38,11 +39,11 @@ class SourceConfig(Config):
     def _one_kind(self) -> "SourceConfig":
         kinds = (self.videos is not None) + self.generated + self.photographs
         if kinds != 1:
-            raise ValueError(
+            raise InputError(
                 f"give exactly one of videos, generated: true and photographs: true, not {kinds}"
             )
         if self.heldout and not self.generated:
-            raise ValueError("heldout: true chooses among generated scenes; set generated: true or drop it")
+            raise InputError("heldout: true chooses among generated scenes; set generated: true or drop it")
         return self
 
 
@@ -80,7 +81,7 @@ def open_source(config: SourceConfig, seed: int) -> Source:
     """The source a config names; files are found now and opened later.
 
     Raises:
-        ValueError: nothing there, or a package is missing.
+        InputError: nothing there, or a package is missing.
     """
     if config.videos is not None:
         return Files(config.videos, seed)
@@ -117,7 +118,7 @@ class Files:
                     frames_THWC = read_clip(path, want.num_frames, want.rates, rng, frame.cut)
             except TooShortError as error:
                 broken[str(path)] = Defect("too short", str(error), str(path))
-            except (ValueError, OSError) as error:
+            except (InputError, OSError) as error:
                 broken[str(path)] = Defect("undecodable", str(error), str(path))
             else:
                 return Drawn(frames_THWC, tuple(tried), broken, str(path))

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common.config import Config
+from common.errors import InputError
 from common.images import to_model
 from common.noise import generator, index_of
 from common.parallel import Mesh
@@ -52,7 +53,7 @@ class ClipsConfig(Config):
     def _rates(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
         least, greatest = value if isinstance(value, tuple) else (value, value)
         if not 1 <= least <= greatest:
-            raise ValueError("wanted a number of at least 1, or [least, greatest]")
+            raise InputError("wanted a number of at least 1, or [least, greatest]")
         return value
 
     def want(self, num_frames: int) -> Want:
@@ -109,21 +110,21 @@ class ClipLoader:
         """Find the files.
 
         Raises:
-            ValueError: a source has nothing, or nothing that the config can use.
+            InputError: a source has nothing, or nothing that the config can use.
         """
         if batch_size < 1:
-            raise ValueError(f"clips: got batch_size={batch_size}, wanted 1 or more")
+            raise InputError(f"clips: got batch_size={batch_size}, wanted 1 or more")
         self.config, self.batch_size, self.mesh = config, batch_size, mesh
         self.reader = ClipReader(config, seed)
         self.image_share = 1.0 if config.num_frames == 1 else config.image_share
         for source, opened in zip(config.sources, self.reader.sources):
             if self.image_share == 0 and not opened.has_clips:
-                raise ValueError(
+                raise InputError(
                     f"videos {source.videos}: got only images, wanted videos; "
                     "set image_share or num_frames=1 to read them, or leave the source out"
                 )
         if self.image_share < 1 and not any(self.reader.shares[0]):
-            raise ValueError("clips: got only images, wanted videos; set image_share=1 or num_frames=1")
+            raise InputError("clips: got only images, wanted videos; set image_share=1 or num_frames=1")
         files = [source for source in self.reader.sources if isinstance(source, Files)]
         number = sum(len(source.videos) + len(source.images) for source in files)
         self.broken = BrokenFiles("files", number, config.max_bad_share)
@@ -136,7 +137,7 @@ class ClipLoader:
         Without `stop_step` it never ends.
 
         Raises:
-            ValueError: more than `max_bad_share` of the files tried so far are broken.
+            InputError: more than `max_bad_share` of the files tried so far are broken.
             ChildProcessError: a worker died.
         """
         loader = Loader(self.plan, self.reader, self.config.workers, self.config.prefetch)

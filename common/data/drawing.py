@@ -11,6 +11,8 @@ from functools import cache
 import cv2
 import numpy as np
 
+from common.errors import InputError
+
 from .scenes import BACKDROPS, COLOURS, Background, Scene, Thing, track
 
 TABLE_SIZE, TABLE_REACH = 320, 2.0  # texels along a side; radii from the centre to the edge
@@ -23,10 +25,10 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray
     """The clip as uint8 (T, H, W, 3); frame 0 does not depend on `num_frames`.
 
     Raises:
-        ValueError: no frame, or a side shorter than 8 pixels.
+        InputError: no frame, or a side shorter than 8 pixels.
     """
     if num_frames < 1 or min(height, width) < 8:
-        raise ValueError(
+        raise InputError(
             f"render: got {num_frames} frames of {height}x{width}, wanted at least 1 of at least 8x8 pixels"
         )
     backdrop_HWC = _backdrop(scene.background, height, width)

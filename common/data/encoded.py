@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.data.loader import Loader
 from common.encoding import NO_CAPTION, read_index
+from common.errors import InputError
 from common.noise import generator, index_of
 from common.parallel import Mesh
 
@@ -57,7 +58,7 @@ class EncodedLoader:
             fingerprint: what the cache must have been made with (common.encoding.fingerprint).
 
         Raises:
-            ValueError: no complete cache there, or one made with something else.
+            InputError: no complete cache there, or one made with something else.
         """
         assert config.encoded is not None
         self.config, self.seed, self.mesh = config, seed, mesh
@@ -75,7 +76,7 @@ class EncodedLoader:
         self.groups = [group for group in groups if len(group) >= least]
         self.dropped = sum(len(group) for group in groups if len(group) < least)
         if not self.groups:
-            raise ValueError(
+            raise InputError(
                 f"encoded {self.folder}: no bucket of {len(bucket)} clips fills {config.min_bucket_batches} "
                 f"batches of {self.batch}; lower batch_size or min_bucket_batches, or encode more clips"
             )
@@ -178,7 +179,7 @@ class StoredReader:
         try:
             return _open(str(path)).get_tensor(name).astype(np.float32)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise InputError(
                 f"encoded {path}: got {error}, wanted tensor {name}; copy the file again, or delete it and "
                 "run encode again"
             ) from None

@@ -27,7 +27,7 @@ def read_frames(path: str | Path, indices: np.ndarray, fit: Fit) -> np.ndarray:
 
     Raises:
         TooShortError: the file ends before the last of them.
-        ValueError: the file is damaged.
+        MediaError: the file is damaged.
     """
     wanted = np.unique(indices)
     with closing(IndexedFile(path)) as file:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.data.clip_file import TooShortError
+from common.errors import InputError, MediaError
 from common.images import read_image, to_model
 from common.noise import generator, index_of
 
@@ -52,7 +53,7 @@ class Sample(NamedTuple):
     number: int = -1  # no other clip has this one
 
 
-class OtherSizeError(ValueError):
+class OtherSizeError(MediaError):
     """The frames are not of the size that their annotation says."""
 
 
@@ -70,7 +71,7 @@ class T2VReader:
         path = item.entry.path
         try:
             x_CTHW = self._pixels(item, rng)
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             kinds = {OtherSizeError: OTHER_SIZE, TooShortError: TOO_SHORT}
             defect = Defect(kinds.get(type(error), UNDECODABLE), str(error), path)
             return Sample(path, None, defect=defect, number=item.number)

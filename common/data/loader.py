@@ -25,6 +25,8 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 
+from common.errors import InputError
+
 Item = TypeVar("Item")
 Sample = TypeVar("Sample")
 
@@ -45,7 +47,7 @@ class Loader(Generic[Item, Sample]):
         prefetch: int = 2,
     ):
         if workers < 0 or prefetch < 0:
-            raise ValueError(f"loader: got workers={workers}, prefetch={prefetch}; wanted neither below 0")
+            raise InputError(f"loader: got workers={workers}, prefetch={prefetch}; wanted neither below 0")
         self.plan, self.read = plan, read
         self.workers, self.prefetch = workers, prefetch
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.errors import InputError
+
 PHOTOGRAPHS = (  # those that scikit-image calls CC0, in the public domain or free of known restrictions
     "astronaut.png",
     "brick.png",
@@ -33,15 +35,15 @@ def find_photographs() -> list[Path]:
     """The photographs of the installed scikit-image; it is not imported.
 
     Raises:
-        ValueError: it is not installed, or has other files.
+        InputError: it is not installed, or has other files.
     """
     package = find_spec("skimage")
     if package is None or not package.submodule_search_locations:
-        raise ValueError("photographs: got no scikit-image, wanted its pictures; pip install scikit-image")
+        raise InputError("photographs: got no scikit-image, wanted its pictures; pip install scikit-image")
     folder = Path(package.submodule_search_locations[0]) / "data"
     missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"photographs {folder}: got no {', '.join(missing)}, wanted those of version 0.26; "
             "pip install scikit-image==0.26.0"
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from common.errors import InputError
 from common.noise import index_of
 
 RGB = tuple[int, int, int]
@@ -158,10 +159,10 @@ def draw_scene(
     heldout: False gives only triples of training, True only held-out ones, None any.
 
     Raises:
-        ValueError: another number of things.
+        InputError: another number of things.
     """
     if num_things not in (None, 1, 2):
-        raise ValueError(f"scene: got num_things={num_things}, wanted 1, 2 or None")
+        raise InputError(f"scene: got num_things={num_things}, wanted 1, 2 or None")
     if num_things is None:
         num_things = 1 + (rng.random() < 0.25)
     things = _draw_things(rng, num_things, heldout)

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from common.data.loader import Loader
+from common.errors import InputError
 from common.parallel import Mesh
 
 from .annotated import AnnotatedClips
@@ -38,10 +39,10 @@ class T2VLoader:
             substitute: another clip takes the place of a broken one; False: it stays empty.
 
         Raises:
-            ValueError: a file is missing or of another format, or no clip is left.
+            InputError: a file is missing or of another format, or no clip is left.
         """
         if batch_size < 1:
-            raise ValueError(f"data: got batch_size={batch_size}, wanted 1 or more")
+            raise InputError(f"data: got batch_size={batch_size}, wanted 1 or more")
         self.config, self.batch_size, self.mesh = config, batch_size, mesh
         self.substitute = substitute
         batch = batch_size * mesh.size
@@ -65,7 +66,7 @@ class T2VLoader:
         of one clip), and `keep_BTHW`: which latent cells hold video, or None where batches are not padded.
 
         Raises:
-            ValueError: more than `max_bad_share` of the clips tried so far are broken.
+            InputError: more than `max_bad_share` of the clips tried so far are broken.
             ChildProcessError: a worker died.
         """
         loader = Loader(self.plan, self.reader, self.config.workers, self.config.prefetch)

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from common.config import Config
+from common.errors import InputError
 
 from .buckets import TOKEN, Bucket, SizesConfig
 from .selection import MIN_FRAMES, closest_length
@@ -49,15 +50,15 @@ class T2VDataConfig(Config):
     @model_validator(mode="after")
     def _one_source(self) -> "T2VDataConfig":
         if (self.annotations is not None) == self.generated:
-            raise ValueError("give exactly one of annotations and generated: true")
+            raise InputError("give exactly one of annotations and generated: true")
         if self.generated and not self.generated_sizes:
-            raise ValueError("generated: true needs generated_sizes, such as [[17, 64, 64], [1, 64, 64]]")
+            raise InputError("generated: true needs generated_sizes, such as [[17, 64, 64], [1, 64, 64]]")
         if self.encoded is not None and (not self.group or self.stock_caption_ratio):
-            raise ValueError(
+            raise InputError(
                 "encoded clips are neither padded nor described anew: leave out group and stock_caption_ratio"
             )
         if not self.generated and self.sizes is None:
-            raise ValueError("annotations need sizes, such as {height: 352, width: 640} or {max_tokens: 924}")
+            raise InputError("annotations need sizes, such as {height: 352, width: 640} or {max_tokens: 924}")
         return self
 
     @model_validator(mode="after")
@@ -71,17 +72,17 @@ class T2VDataConfig(Config):
                 or height % TOKEN
                 or width % TOKEN
             ):
-                raise ValueError(
+                raise InputError(
                     f"generated_sizes: {list(size)} is not of 4k+1 frames and multiples of {TOKEN} pixels"
                 )
         nearest = int(closest_length(self.num_frames, 1, self.latent_multiple))
         if nearest != self.num_frames and not self.generated:
-            raise ValueError(
+            raise InputError(
                 f"num_frames: {self.num_frames} is not 4k+1 with k+1 a multiple of {self.latent_multiple} "
                 f"(latent_multiple); the next below is {nearest}"
             )
         if self.num_frames < self.min_frames and not self.generated:
-            raise ValueError(f"num_frames: {self.num_frames} is below min_frames={self.min_frames}")
+            raise InputError(f"num_frames: {self.num_frames} is below min_frames={self.min_frames}")
         return self
 
     @property

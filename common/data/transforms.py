@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.errors import InputError
+
 from .buckets import SizesConfig, cut_to_stride, scaled_size
 
 
@@ -74,7 +76,7 @@ def resize(frames_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
     models were trained with.
     """
     if not frames_THWC.size or min(height, width) < 1:
-        raise ValueError(f"resize: got {frames_THWC.shape} to {height}x{width}, wanted at least one pixel")
+        raise InputError(f"resize: got {frames_THWC.shape} to {height}x{width}, wanted at least one pixel")
     return np.stack([_resize_axis(_resize_axis(f, height, 0), width, 1) for f in frames_THWC])
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.errors import InputError
+from common.files import listed_path, read_lines
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LIST_SUFFIX = ".txt"
@@ -19,20 +22,20 @@ def find_videos(source: str | Path, *, images: bool = False) -> list[Path]:
         images: find pictures too.
 
     Raises:
-        ValueError: no such file or folder, or nothing found in it.
+        InputError: no such file or folder, or nothing found in it.
     """
     source = Path(source)
     wanted = VIDEO_SUFFIXES + (IMAGE_SUFFIXES if images else ())
     if source.is_dir():
         found = [path for path in _below(source, frozenset()) if path.suffix.lower() in wanted]
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"videos {source}: found none in it or below, wanted files ending in {', '.join(wanted)}; "
                 "check the path"
             )
         return sorted(found)
     if not source.is_file():
-        raise ValueError(
+        raise InputError(
             f"videos {source}: got no such file, wanted a folder, a video or a {LIST_SUFFIX} list; "
             "check the path"
         )
@@ -53,11 +56,5 @@ def _below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> list[Path]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"videos {path}: got {error}, wanted a UTF-8 text with one path per line") from None
-    found = {path.parent / line.strip() for line in lines if line.strip()}
-    if not found:
-        raise ValueError(f"videos {path}: got an empty list, wanted one path per line; add some")
-    return sorted(found)
+    lines = read_lines(path, "videos", "a UTF-8 text with one path per line")
+    return sorted({listed_path(line, path) for _, line in lines})

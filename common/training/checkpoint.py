@@ -19,7 +19,8 @@ import numpy as np
 
 from common.checkpoint import StoredWeights
 from common.config import Config
-from common.files import write_json, write_safetensors
+from common.errors import InputError
+from common.files import read_json, write_json, write_safetensors
 
 from .ranks import ONE_RANK, Ranks, together
 
@@ -79,7 +80,7 @@ def save(
     """Write the checkpoint of a step: under a temporary name, flushed, then renamed. Every rank calls it.
 
     Raises:
-        ValueError, OSError: on every rank if one of them could not write.
+        InputError, OSError: on every rank if one of them could not write.
     """
     final = checkpoint_folder(output, facts.step)
     temporary = final.with_name(f".{final.name}.tmp")
@@ -110,17 +111,17 @@ def open_checkpoint(folder: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint's manifest and check its files: sizes always, hashes with `verify`.
 
     Raises:
-        ValueError: the first file that is missing, cut short or changed.
+        InputError: the first file that is missing, cut short or changed.
     """
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.is_file():
-            raise ValueError(f"checkpoint {file}: is missing, the manifest lists it")
+            raise InputError(f"checkpoint {file}: is missing, the manifest lists it")
         if file.stat().st_size != entry["bytes"]:
-            raise ValueError(f"checkpoint {file}: has {file.stat().st_size} bytes, wanted {entry['bytes']}")
+            raise InputError(f"checkpoint {file}: has {file.stat().st_size} bytes, wanted {entry['bytes']}")
         if verify and _sha256(file) != entry["sha256"]:
-            raise ValueError(f"checkpoint {file}: its content changed since it was written (SHA-256 differs)")
+            raise InputError(f"checkpoint {file}: its content changed since it was written (SHA-256 differs)")
     return Checkpoint(folder, *(manifest[name] for name in Checkpoint._fields[1:]))
 
 
@@ -147,12 +148,12 @@ def _empty_folder(folder: Path) -> None:
 def _write_state(file: Path, state: Mapping[str, np.ndarray]) -> None:
     for name, array in state.items():
         if array.dtype.name not in DTYPES:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {file.name}: {name} is {array.dtype}, wanted one of {', '.join(DTYPES)}; "
                 "hand in bfloat16 as its bits (uint16) or as float32"
             )
     if not file.parent.is_dir():
-        raise ValueError(f"checkpoint {file}: no such folder; all ranks must see one shared file system")
+        raise InputError(f"checkpoint {file}: no such folder; all ranks must see one shared file system")
     write_safetensors(file, state)
 
 
@@ -162,7 +163,7 @@ def _publish(temporary: Path, final: Path, facts: Facts, size: int) -> None:
     missing = {_shard(rank, size) for rank in range(size)} - set(names)
     if missing:
         told = ", ".join(sorted(missing))
-        raise ValueError(f"checkpoint {final}: {told} missing; all ranks must see one shared file system")
+        raise InputError(f"checkpoint {final}: {told} missing; all ranks must see one shared file system")
     files = {n: {"sha256": _sha256(temporary / n), "bytes": (temporary / n).stat().st_size} for n in names}
     content = {
         "step": facts.step,
@@ -191,16 +192,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; one from before validations could be owed owes none."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise ValueError(f"checkpoint {file}: is missing, so the checkpoint is incomplete")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        claimed = content.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"checkpoint {file}: is not a manifest: it does not parse") from None
+        raise InputError(f"checkpoint {file}: is missing, so the checkpoint is incomplete")
+    content = read_json(file, "a checkpoint's manifest")
+    if not isinstance(content, dict) or "sha256" not in content:
+        raise InputError(f"checkpoint {file}: is not a manifest, which says its own SHA-256")
+    claimed = content.pop("sha256")
     if claimed != _digest(content):
-        raise ValueError(f"checkpoint {file}: its content changed since it was written (SHA-256 differs)")
+        raise InputError(f"checkpoint {file}: its content changed since it was written (SHA-256 differs)")
     if NAME.fullmatch(folder.name) and content["step"] != step_of(folder):
-        raise ValueError(f"checkpoint {folder}: the manifest is of step {content['step']}; was it renamed?")
+        raise InputError(f"checkpoint {folder}: the manifest is of step {content['step']}; was it renamed?")
     return {"validation_owed": False, **content}
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from common.errors import InputError
 from common.images import write_png
 
 from .log import read_rows
@@ -30,16 +31,16 @@ def plot_losses(jsonl: str | Path, png: str | Path, keys: Sequence[str] = ()) ->
     """Draw the named scalars, by default all of the first row, one above the other.
 
     Raises:
-        ValueError: no rows, or a key that no row has.
+        InputError: no rows, or a key that no row has.
     """
     rows = read_rows(jsonl)
     if not rows:
-        raise ValueError(f"curve {jsonl}: no rows; wanted the losses.jsonl of a run that did a step")
+        raise InputError(f"curve {jsonl}: no rows; wanted the losses.jsonl of a run that did a step")
     known = list(dict.fromkeys(key for row in rows for key in row if math.isfinite(row[key])))[1:]
     keys = list(keys) or [key for key in rows[0] if key != "step"]
     unknown = [key for key in keys if key not in known]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"curve {jsonl}: no row has a number for {', '.join(unknown)}; there are {', '.join(known)}"
         )
     last = rows[-1]["step"]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from common.files import parse_json, read_lines
 from common.images import write_png
 from common.video import write_video
 
@@ -151,7 +152,9 @@ def cut_rows(file: Path, done: int) -> tuple[dict[str, float], int]:
 
 def read_rows(file: str | Path) -> list[dict[str, float]]:
     """The rows of a `losses.jsonl`, oldest first."""
-    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    wanted = "the losses.jsonl of a training run"
+    lines = read_lines(file, "losses", wanted)
+    return [parse_json(line, f"losses {file}, line {number}", wanted) for number, line in lines]
 
 
 def _bar(done: int, total: int) -> tqdm:

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from common.cli import commit, write_report
 from common.config import Config
+from common.errors import InputError
 
 from .checkpoint import Checkpoint, Facts, checkpoint_folder, record_validation, save
 from .interrupts import Interrupts
@@ -107,7 +108,7 @@ def run_loop(
     but for its LoopConfig section and `free_keys`.
 
     Raises:
-        ValueError: another run at work in `folder`, nothing sound to resume from, another config, or a value
+        InputError: another run at work in `folder`, nothing sound to resume from, another config, or a value
             that is not finite.
         SystemExit: after SIGTERM (143) or SIGINT (130), once the step is finished and written.
     """
@@ -187,7 +188,7 @@ class _Loop:
                     break
                 tick = time.perf_counter()
         if self.done < self.config.steps and not stop:
-            raise ValueError(f"training: the data ended after step {self.done}, wanted {self.config.steps}")
+            raise InputError(f"training: the data ended after step {self.done}, wanted {self.config.steps}")
         finished = self.done == self.config.steps
         outcome = Outcome(self.done, finished, self.seconds_before + self.seconds, written)
         self._report(outcome)
@@ -199,13 +200,13 @@ class _Loop:
         try:
             scalars = self.task.step(step, batch)
         except NotFinite as stop:
-            raise ValueError(
+            raise InputError(
                 f"{what} {stop.terms}; the batch: {names}; the weights are as before the step. "
                 "Look at those items, or lower the learning rate and start from an earlier checkpoint"
             ) from None
         wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
         if wrong:
-            raise ValueError(
+            raise InputError(
                 f"{what} {', '.join(wrong)}; the batch: {names}; no checkpoint was written of this step"
             )
         return scalars

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from common.errors import InputError
+
 from .ranks import Ranks, together
 
 GRACE = 1.0  # seconds in which all that die of one cause do so
@@ -32,7 +34,7 @@ class Presence:
         every: seconds between two looks.
 
     Raises:
-        ValueError: another run is at work in the folder.
+        InputError: another run is at work in the folder.
     """
 
     def __init__(self, folder: str | Path, ranks: Ranks, every: float = 3.0) -> None:
@@ -83,7 +85,7 @@ class Presence:
             os.ftruncate(self._own, 0)
             os.write(self._own, f"pid {os.getpid()} on {socket.gethostname()}".encode())
         except BlockingIOError:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder.parent}: got an output folder in which another run is at work "
                 f"({path.read_text()}); wait for its end, stop it, or set another output"
             ) from None

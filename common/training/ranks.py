@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from common.errors import InputError
+
 
 class Ranks(Protocol):
     """The processes of a run. `any` is where they meet: all call it equally often and hear the same."""
@@ -34,14 +36,14 @@ def together(ranks: Ranks, action: Callable[[], object]) -> None:
     """Run `action` on every rank; if it failed on one, every rank raises, so none waits for one that is gone.
 
     Raises:
-        ValueError, OSError: this rank's own failure, or that another rank had one.
+        InputError, OSError: this rank's own failure, or that another rank had one.
     """
     failure: Exception | None = None
     try:
         action()
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         failure = error
     if ranks.any(failure is not None):
-        raise failure or ValueError(
+        raise failure or InputError(
             f"rank {ranks.rank}: stopped because another rank failed; see its message"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, build
+from common.errors import InputError
 
 from .checkpoint import (
     MANIFEST,
@@ -36,12 +37,12 @@ def starting_point(
     None: start at step 0. Every key of a `loop_class` section may differ from the checkpoint's.
 
     Raises:
-        ValueError: no good checkpoint, another config, or the output has checkpoints that are not continued.
+        InputError: no good checkpoint, another config, or the output has checkpoints that are not continued.
     """
     own = checkpoints(output)
     if resume == "never":
         if own:
-            raise ValueError(
+            raise InputError(
                 f"resume=never: {own[-1]} is there already; set resume=auto to continue, or another output"
             )
         return None
@@ -52,7 +53,7 @@ def starting_point(
         left_over = [folder for folder in own if folder.resolve() != found.folder.resolve()]
         left_over = [f for f in left_over if found.folder.parent != f.parent or step_of(f) > found.step]
         if left_over:
-            raise ValueError(
+            raise InputError(
                 f"resume={resume}: {left_over[-1]} would be mixed with the new run; "
                 "set resume=auto to continue from there, delete it, or set another output"
             )
@@ -68,7 +69,7 @@ def _named(path: Path, ranks: Ranks) -> Checkpoint:
         return open_checkpoint(path, verify=False)
     found = newest_good(path, ranks)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"resume={path}: no checkpoint there; wanted auto, never, .../checkpoints/step-NNNNNNNN, "
             "or the output folder of a run"
         )
@@ -89,14 +90,14 @@ def newest_good(output: str | Path, ranks: Ranks = ONE_RANK) -> Checkpoint | Non
     this; rank 0 verifies.
 
     Raises:
-        ValueError: there are checkpoints and none is good.
+        InputError: there are checkpoints and none is good.
     """
     faults: list[str] = []
     for folder in reversed(checkpoints(output)):
         found, fault = None, ""
         try:
             found = open_checkpoint(folder, verify=ranks.rank == 0)
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             fault = str(error)
             print(f"warning: {fault}; trying the checkpoint before it", file=sys.stderr)
         if not ranks.any(found is None):
@@ -104,7 +105,7 @@ def newest_good(output: str | Path, ranks: Ranks = ONE_RANK) -> Checkpoint | Non
         faults.append(fault or f"checkpoint {folder}: refused by another rank")
     if faults:
         told = "\n  ".join(faults)
-        raise ValueError(
+        raise InputError(
             f"resume: none of the {len(faults)} checkpoints is good; restore one from a backup, "
             f"or start anew in another output folder:\n  {told}"
         )
@@ -117,10 +118,10 @@ def check_same_run(found: Checkpoint, config: Config, free: Collection[str]) -> 
     Keys that came into being after it was written count as having their defaults.
 
     Raises:
-        ValueError: every key that differs with both values.
+        InputError: every key that differs with both values.
     """
     there, here = _flat(found.config), _flat(_dump(config))
-    with contextlib.suppress(ValueError):  # keys that are no more: named below
+    with contextlib.suppress(InputError):  # keys that are no more: named below
         there = _flat(_dump(build(type(config), found.config, where=str(found.folder))))
     differ = [
         f"{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} here"
@@ -130,7 +131,7 @@ def check_same_run(found: Checkpoint, config: Config, free: Collection[str]) -> 
     ]
     if differ:
         told = "\n  ".join(differ)
-        raise ValueError(
+        raise InputError(
             f"resume {found.folder}: another config wrote this checkpoint; "
             f"use that config, or another output folder for this one:\n  {told}"
         )
@@ -150,7 +151,7 @@ def prune(output: str | Path, current: int, config: Config, keep_last: int, keep
     for folder in old:
         try:
             sound.append(open_checkpoint(folder, verify=False))
-        except ValueError:
+        except InputError:
             continue
         except OSError as error:
             print(f"warning: {folder}: {error}; it is left there", file=sys.stderr)
@@ -170,7 +171,7 @@ def best_score(output: str | Path, until: int, config: Config) -> float | None:
         if step_of(folder) <= until:
             try:
                 manifest = read_manifest(folder)
-            except (ValueError, OSError):
+            except (InputError, OSError):
                 continue
             if _judged_alike(manifest["config"], config):
                 scores.append(manifest["score"])

@@ -115,7 +115,7 @@ def test_lines_that_are_no_entries_are_named(tmp_path):
     found = read_annotations(path)
     assert found.columns().unreadable.sum() == 23
     assert len(found.unreadable_named) == MAX_NAMED
-    assert found.unreadable_named[2].endswith("no 'path'")
+    assert found.unreadable_named[2].endswith("path is None")
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_wrong_directories_are_refused(tree, tmp_path):
     refuses(r"model_type 'mt5', kind minilm wants 'bert'; correct the key", kind="minilm")
     shard(tmp_path, weights)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    refuses(r"1 of 2 shards are missing \(model-00002-of-00002.safetensors\); .*fetch")
+    refuses(r"index.json: names files that are not there: model-00002-of-00002.safetensors; download")
     (tmp_path / "model.safetensors.index.json").unlink()
     refuses(r"no weights, wanted model.safetensors or .*; other formats are read only by tools/convert")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 64}))

@@ -12,6 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+from common.errors import InputError
+
 from .casting import FLOATS
 from .formats import FORMATS
 from .job import Job, convert
@@ -21,7 +23,7 @@ from .kinds import KINDS
 def main() -> int:
     try:
         convert(parse(sys.argv[1:]), warn=lambda line: print(f"warning: {line}", file=sys.stderr))
-    except ValueError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.errors import InputError
+
 from .tensors import DTYPES, DType, Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -53,7 +55,7 @@ class Rounding:
 class CastTensor(Tensor):
     """A tensor in another precision, computed piece by piece; each reading adds to `rounding`.
 
-    `pieces` raises ValueError where a finite value becomes infinite, unless `allow_overflow`.
+    `pieces` raises InputError where a finite value becomes infinite, unless `allow_overflow`.
     """
 
     name: str
@@ -87,7 +89,7 @@ class CastTensor(Tensor):
         """Which values are finite before and after; those that become infinite are counted, or an error."""
         overflowed = np.isfinite(before) & ~np.isfinite(after)
         if overflowed.any() and not self.allow_overflow:
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: {before[overflowed][0]:g} is too large for {self.dtype.name}; "
                 "use --dtype bfloat16 or float32, or --allow-overflow to store infinity"
             )

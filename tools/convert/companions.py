@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
+
 from .kinds import Kind
 from .tensors import Content
 
@@ -20,12 +22,12 @@ def find_config(given: Path | None, content: Content, folder: Path) -> tuple[dic
     checkpoint, or already in `folder`, a destination that is a directory.
 
     Raises:
-        ValueError: not a JSON object, or a given file that is not there.
+        InputError: not a JSON object, or a given file that is not there.
     """
     if given is None and content.config is not None:
         return content.config, "from the shapes of the weights"
     if given is not None and not given.is_file():
-        raise ValueError(f"--config {given}: no such file; give the config.json of the model")
+        raise InputError(f"--config {given}: no such file; give the config.json of the model")
     beside = given or content.files[0].parent / CONFIG_NAME
     if beside.is_file():
         return _read(beside), f"from {beside}"
@@ -45,11 +47,11 @@ def check_companions(folder: Path, config: dict[str, Any] | None) -> None:
     """Refuse a directory whose config.json is another model's.
 
     Raises:
-        ValueError: it says something else than `config`.
+        InputError: it says something else than `config`.
     """
     there = folder / CONFIG_NAME
     if config is not None and there.is_file() and _read(there) != config:
-        raise ValueError(
+        raise InputError(
             f"destination {there}: differs from the config of the weights, and one directory has one model; "
             "remove it, or choose another directory"
         )
@@ -80,16 +82,16 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return _parse(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a config.json with --config") from None
+        raise InputError(f"{path}: cannot be read ({error}); give a config.json with --config") from None
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); give a config.json with --config") from None
+        raise InputError(f"{where}: not JSON ({error}); give a config.json with --config") from None
     if not isinstance(config, dict):
-        raise ValueError(
+        raise InputError(
             f"{where}: holds {type(config).__name__}, wanted a JSON object; give one with --config"
         )
     if all(key in config for key in ("decay", "optimization_step", "inv_gamma")):

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
+from common.errors import InputError
 from common.judges import VGG16_CONVS
 
 from .tensors import ArrayTensor, Content, FileTensor, Tensor, find_dtype
@@ -27,7 +28,7 @@ def translate(content: Content) -> Content:
     """The same model under our names and in our layout; what is not foreign stays as it is.
 
     Raises:
-        ValueError: a foreign model of which something is missing, or something is left over.
+        InputError: a foreign model of which something is missing, or something is left over.
     """
     if any(keys[0] == "params" and "Conv3d_1a_7x7" in keys for keys in content.tensors):
         return _i3d(content)
@@ -47,7 +48,7 @@ def _i3d(content: Content) -> Content:
     for name, parts in units.items():
         wanted = {"kernel", "bias"} if name == "logits" else {"kernel", "bias", "mean", "var"}
         if set(parts) != wanted or parts["kernel"].ndim != 5:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name} has {', '.join(sorted(parts))}, wanted {', '.join(sorted(wanted))}; "
                 "the file is not the whole model: copy it again"
             )
@@ -60,7 +61,7 @@ def _i3d(content: Content) -> Content:
             bias = bias - parts["mean"].reshape(-1) * scale
         tensors |= {(f"{name}.weight",): _float32(weight), (f"{name}.bias",): _float32(bias)}
     if "logits" not in units:
-        raise ValueError(f"{where}: has no logits; the file is not the whole model: copy it again")
+        raise InputError(f"{where}: has no logits; the file is not the whole model: copy it again")
     note = (
         f"I3D as saved by Flax: {len(units)} layers, kernels transposed, batch normalisation folded into them"
     )
@@ -75,7 +76,7 @@ def _i3d_name(unit: list[str], where: str) -> str:
     if outer and outer["mixed"] and inner:
         return f"mixed_{outer['mixed']}.branch_{inner['branch']}{inner['letter']}"
     if outer is None or outer["mixed"] or len(unit) != 1:
-        raise ValueError(f"{where} is not part of I3D as we know it; use --kind any to convert it unchecked")
+        raise InputError(f"{where} is not part of I3D as we know it; use --kind any to convert it unchecked")
     return f"conv_{outer['unit']}" if outer["unit"] else "logits"
 
 
@@ -96,7 +97,7 @@ def _lpips(content: Content) -> Content:
         (("lin4.model.1.weight",), "the heads (lin4...)", "weights/v0.1/vgg.pth of the package lpips"),
     ):
         if keys not in tensors:
-            raise ValueError(
+            raise InputError(
                 f"{content.files[0]}: LPIPS wants VGG16 and its heads, and {missing} are missing; "
                 f"add {remedy} with --also FILE"
             )

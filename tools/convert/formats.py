@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import InputError
+
 from . import mindspore_file, numpy_file, pytorch_file, safetensors_file
 from .tensors import Content, Tensor
 
@@ -39,7 +41,7 @@ def reader_of(path: Path) -> Callable[[Path], Content]:
     """What reads an existing file: the reader of its format, or the one for pickles of NumPy arrays.
 
     Raises:
-        ValueError: an unknown suffix, or a content that belongs to another one.
+        InputError: an unknown suffix, or a content that belongs to another one.
     """
     if path.suffix in (*FORMATS["pt"].suffixes, ".ckpt", *READ_ONLY):
         with open(path, "rb") as file:
@@ -53,10 +55,10 @@ def format_of(path: Path) -> Format:
     """The format of an existing file. A .ckpt may be PyTorch's or MindSpore's: its first bytes tell.
 
     Raises:
-        ValueError: an unknown suffix, or a content that belongs to another one.
+        InputError: an unknown suffix, or a content that belongs to another one.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(
+        raise InputError(
             f"source {path}: got the suffix {path.suffix or '(none)'!r}, wanted {', '.join(SUFFIXES)}, "
             "or a folder that holds such files"
         )
@@ -68,7 +70,7 @@ def format_of(path: Path) -> Format:
         return FORMATS["pt"]
     if start[:1] == b"\x0a" and path.suffix == ".ckpt":
         return FORMATS["ckpt"]
-    raise ValueError(
+    raise InputError(
         f"source {path}: begins with {start!r}, which is neither PyTorch's (a zip archive or a pickle) nor "
         "MindSpore's; it is empty, cut off, encrypted or of another kind: copy it again"
     )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import InputError
+
 from .casting import Rounding, cast
 from .companions import check_companions, find_config, write_companions
 from .foreign import translate
@@ -52,7 +54,7 @@ def convert(job: Job, say: Tell = print, warn: Tell = print) -> list[Written]:
     """Convert, verify and tell. The destination appears whole or not at all.
 
     Raises:
-        ValueError: where, what was there, what was wanted and what to do.
+        InputError: where, what was there, what was wanted and what to do.
     """
     start = time.perf_counter()
     content = open_source(job.source, job.use_ema, job.also)
@@ -140,7 +142,7 @@ def _cost(start: float) -> str:
 def _check_sharding(shard_gb: float | None, target: Target) -> None:
     if shard_gb is None or (target.is_folder and target.format.name == "safetensors" and shard_gb > 0):
         return
-    raise ValueError(
+    raise InputError(
         f"destination {target.path} as {target.format.name}: --shard-gb {shard_gb:g} wants a positive number "
         "and a model directory of safetensors; leave it out, or choose a directory"
     )

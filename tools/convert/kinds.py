@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.checkpoint import WEIGHTS_NAME
+from common.errors import InputError
 from common.text import TOKENIZER_FILES
 
 
@@ -50,7 +51,7 @@ def detect(names: Iterable[str], wanted: str, where: str) -> Kind:
     """The kind of model that has these parameters.
 
     Raises:
-        ValueError: none we know, or another than `wanted` ("auto" for whatever it is, "any" for no check).
+        InputError: none we know, or another than `wanted` ("auto" for whatever it is, "any" for no check).
     """
     if wanted == "any":
         return KINDS["any"]
@@ -58,12 +59,12 @@ def detect(names: Iterable[str], wanted: str, where: str) -> Kind:
     for kind in KINDS.values():
         if any(all(any(n.startswith(p) for n in names) for p in prefixes) for prefixes in kind.marks):
             if wanted not in ("auto", kind.name):
-                raise ValueError(
+                raise InputError(
                     f"{where}: has the parameters of kind {kind.name}, wanted {wanted}; correct --kind"
                 )
             return kind
     known = "transformer, vae, text, i3d or lpips" if wanted == "auto" else wanted
-    raise ValueError(
+    raise InputError(
         f"{where}: parameters like {', '.join(names[:3])} are of no kind we know, wanted {known}; "
         "use --kind any to convert it unchecked"
     )

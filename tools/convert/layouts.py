@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from common.errors import InputError
+
 from .kinds import Kind, detect
 from .tensors import Content, FileTensor, Tensor, in_words
 
@@ -50,7 +52,7 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     `module.` and `_orig_mod.`; names that begin with one of `drop` are left out.
 
     Raises:
-        ValueError: no weights, weights of another kind than wanted, or averages that cannot be named.
+        InputError: no weights, weights of another kind than wanted, or averages that cannot be named.
     """
     source = str(content.files[0])
     groups = _split(content, dotted=kind != "any", where=source)
@@ -60,14 +62,14 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     notes += _left_out(groups, content, use_ema)
     dropped = [name for name in tensors if drop and name.startswith(drop)]
     if drop and not dropped:
-        raise ValueError(f"{source}: no name begins with {' or '.join(drop)}; correct --drop")
+        raise InputError(f"{source}: no name begins with {' or '.join(drop)}; correct --drop")
     if dropped:
         notes.append(
             f"dropped: {len(dropped)} tensors, {in_words(_total(tensors[name] for name in dropped))}"
         )
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
     if not kept:
-        raise ValueError(f"{source}: no tensor is left; wanted the weights of a model")
+        raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
     return Weights(detect(kept, kind, source), kept, notes + _tied(kept))
 
 
@@ -80,7 +82,7 @@ def _split(content: Content, dotted: bool, where: str) -> _Groups:
         if table is None:
             table = groups.other.setdefault(group, {})
         if name in table:
-            raise ValueError(
+            raise InputError(
                 f"{where}: two tensors are called {name} once prefixes are removed; use --kind any"
             )
         table[name] = tensor
@@ -120,7 +122,7 @@ def _choose(groups: _Groups, use_ema: bool, where: str) -> tuple[dict[str, Tenso
         averaged = _named(groups.ema, plain, where)
         missing = {name: tensor for name, tensor in plain.items() if name not in averaged}
         if plain and len(missing) == len(plain):
-            raise ValueError(
+            raise InputError(
                 f"{where}: averaged and trained weights have no name in common ({min(averaged)}, "
                 f"{min(plain)}); use --no-ema"
             )
@@ -135,7 +137,7 @@ def _choose(groups: _Groups, use_ema: bool, where: str) -> tuple[dict[str, Tenso
         chosen = {str(name): tensor for name, tensor in groups.other.pop(unknown[0]).items()}
         return chosen, f"took {unknown[0]}, the only group of tensors that can be weights"
     found = ", ".join([*(["averaged weights"] if groups.ema else []), *groups.other]) or "no tensor"
-    raise ValueError(
+    raise InputError(
         f"{where}: found {found}; wanted a dictionary of tensors, or one under {', '.join((*PLAIN, *EMA))}: "
         "save the weights alone, where the checkpoint was made"
         + (", or leave out --no-ema" if groups.ema else "")
@@ -148,7 +150,7 @@ def _named(ema: Mapping[Hashable, Tensor], plain: Mapping[str, Tensor], where: s
         return {str(name): tensor for name, tensor in ema.items()}
     shadow = list(ema.values())
     if [t.shape for t in shadow] != [t.shape for t in plain.values()]:
-        raise ValueError(
+        raise InputError(
             f"{where}: {len(shadow)} averages without names do not match the {len(plain)} trained weights; "
             "use --no-ema, or save the averages with names"
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from common.errors import InputError
+
 from .tensors import PIECE_BYTES, Content, DType, FileTensor, Tensor, find_dtype
 
 SLICE_BYTES = 512 * 2**20  # as save_checkpoint cuts
@@ -23,7 +25,7 @@ def read(path: Path) -> Content:
     """Names, shapes and places of the parameters; strings of `append_dict` come as values.
 
     Raises:
-        ValueError: cut off, encrypted or damaged, or holding what is not a plain tensor.
+        InputError: cut off, encrypted or damaged, or holding what is not a plain tensor.
     """
     found: dict[str, tuple[DType, tuple[int, ...], list[tuple[int, int]]]] = {}
     values = {}
@@ -87,7 +89,7 @@ def _value(
     fields = {n: (a, b) for n, a, b in _fields(file, path, start, end)} if number == 1 else {}
     name = _bytes(file, *fields[1]).decode(errors="replace") if 1 in fields else ""
     if 2 not in fields:
-        raise ValueError(
+        raise InputError(
             f"{path}: {name or 'an entry'} is not a plain tensor (a MapParameter, or another kind of file); "
             "wanted what mindspore.save_checkpoint writes for a network's parameters"
         )
@@ -168,7 +170,7 @@ def _end_of_messages(file: BinaryIO, path: Path) -> int:
     return end
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
         f"{path}: not a whole MindSpore .ckpt: {what}; copy it again, or save it anew without encryption"
     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import InputError
+
 from .pytorch_file import flatten
 from .tensors import ArrayTensor, Content, DType, find_dtype
 
@@ -23,7 +25,7 @@ UNREADABLE = (
     MemoryError,
     RecursionError,
     TypeError,
-    ValueError,
+    InputError,
 )
 
 
@@ -31,7 +33,7 @@ def read(path: Path) -> Content:
     """All arrays, however nested, in memory.
 
     Raises:
-        ValueError: the file is damaged, or names anything but NumPy's arrays and their element types.
+        InputError: the file is damaged, or names anything but NumPy's arrays and their element types.
     """
     try:
         with open(path, "rb") as file:
@@ -41,17 +43,17 @@ def read(path: Path) -> Content:
             keys for keys, leaf in arrays if not isinstance(leaf, _Array) or leaf.dtype is None or not keys
         ]
     except _RefusedError as name:
-        raise ValueError(
+        raise InputError(
             f"{path}: refused, because loading it would run {name}; {WANTED}: save the weights as such, "
             "where they were made"
         ) from None
     except UNREADABLE as error:
         reason = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(
+        raise InputError(
             f"{path}: not a whole pickle ({reason[0].rstrip('.')[:200]}), {WANTED}; copy it again"
         ) from None
     if wrong:
-        raise ValueError(f"{path}: {'.'.join(map(str, wrong[0])) or 'the file'} is no array, {WANTED}")
+        raise InputError(f"{path}: {'.'.join(map(str, wrong[0])) or 'the file'} is no array, {WANTED}")
     return Content("pickle of NumPy arrays", [path], {keys: array.tensor() for keys, array in arrays})
 
 
@@ -70,9 +72,9 @@ class _DType:
 
     def find(self) -> DType:
         if self.order == ">":
-            raise ValueError("arrays of another byte order (big-endian)")
+            raise InputError("arrays of another byte order (big-endian)")
         if self.spelling[:1] not in "fiub":  # before NumPy reads it: floats, integers, booleans
-            raise ValueError(f"arrays of element type {self.spelling}")
+            raise InputError(f"arrays of element type {self.spelling}")
         return find_dtype(np.dtype(self.spelling).name, "name", "the pickle")
 
 
@@ -87,7 +89,7 @@ class _Array:
         self.dtype = found = dtype.find()
         wanted = math.prod(self.shape) * found.size
         if not isinstance(data, bytes) or min(self.shape, default=0) < 0 or len(data) != wanted:
-            raise ValueError(f"an array of shape {self.shape} wants {wanted} bytes and has others")
+            raise InputError(f"an array of shape {self.shape} wants {wanted} bytes and has others")
         self.data = data
 
     def tensor(self) -> ArrayTensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from common.checkpoint import check_weights
+from common.errors import InputError
 from common.files import whole_file
 
 from .formats import FORMATS, SUFFIXES, Format
@@ -42,22 +43,22 @@ def find_target(path: Path, to: str | None, sources: Sequence[Path]) -> Target:
     """A file if the suffix is one of ours, else a model directory; `to` overrules the format of the suffix.
 
     Raises:
-        ValueError: an unknown suffix, a suffix that contradicts `to`, or a file that is being read.
+        InputError: an unknown suffix, a suffix that contradicts `to`, or a file that is being read.
     """
     is_folder = path.is_dir() or path.suffix not in SUFFIXES
     if is_folder and not path.is_dir() and path.suffix[1:2].isalpha():
-        raise ValueError(
+        raise InputError(
             f"destination {path}: got the suffix {path.suffix!r}, wanted {', '.join(SUFFIXES)} for a file, "
             "none for a model directory"
         )
     by_suffix = next((f for f in FORMATS.values() if path.suffix in f.suffixes), FORMATS["safetensors"])
     format_ = FORMATS[to] if to else by_suffix
     if not is_folder and format_ is not by_suffix:
-        raise ValueError(
+        raise InputError(
             f"destination {path}: --to {to} wants a name that ends in {' or '.join(format_.suffixes)}"
         )
     if any(path.resolve() == source.resolve() for source in sources):
-        raise ValueError(f"destination {path}: is the file that is read; choose another name")
+        raise InputError(f"destination {path}: is the file that is read; choose another name")
     return Target(path, is_folder, format_)
 
 
@@ -97,7 +98,7 @@ def write_verified(
         Bytes and SHA-256 of the file.
 
     Raises:
-        ValueError: the file does not hold what was written; it must not be used.
+        InputError: the file does not hold what was written; it must not be used.
     """
     witnesses = {name: _Witness(tensor.dtype, tensor.shape, tensor) for name, tensor in tensors.items()}
     format_.write(path, witnesses, metadata)
@@ -105,7 +106,7 @@ def write_verified(
     check_weights(_shapes(tensors), _shapes(found), f"reading back {path}")
     for name, witness in witnesses.items():
         if found[name].dtype != witness.dtype or _digest(found[name]) != witness.digest.hexdigest():
-            raise ValueError(
+            raise InputError(
                 f"reading back {path}: {name} is not what was written; the disk or its driver loses data: "
                 "convert to another disk"
             )
@@ -118,7 +119,7 @@ def whole_target(target: Target) -> Iterator[Path]:
     block succeeds and is removed if it fails.
 
     Raises:
-        ValueError: the place is not writable, or the disk is full; names the destination and the reason.
+        InputError: the place is not writable, or the disk is full; names the destination and the reason.
     """
     try:
         target.path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def check_room(target: Target, tensors: Mapping[str, Tensor]) -> None:
     """Refuse before the work what cannot end well: weights that are there already, or too little space.
 
     Raises:
-        ValueError: names what is in the way.
+        InputError: names what is in the way.
     """
     if target.is_folder and target.path.is_dir():
         suffix = target.format.folder_suffix
@@ -158,7 +159,7 @@ def check_room(target: Target, tensors: Mapping[str, Tensor]) -> None:
             p.name for p in target.path.iterdir() if p.name.endswith((suffix, f"{suffix}.index.json"))
         )
         if there:
-            raise ValueError(
+            raise InputError(
                 f"destination {target.path}: holds {', '.join(there[:3])} already, and two models in one "
                 "directory cannot be told apart; remove it, or choose another"
             )
@@ -167,7 +168,7 @@ def check_room(target: Target, tensors: Mapping[str, Tensor]) -> None:
     existing = next(folder for folder in [target.path, *target.path.absolute().parents] if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < wanted:
-        raise ValueError(
+        raise InputError(
             f"destination {target.path}: needs {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
             "make room or choose another disk"
         )
@@ -206,8 +207,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _not_written(path: Path, error: OSError) -> ValueError:
-    return ValueError(
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(
         f"writing {path}: got {error.strerror or error!r}, wanted a new directory; "
         f"check that {path.parent} may be written and has space left"
     )

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import InputError
+
 from .tensors import ArrayTensor, Content, DType, FileTensor, StridedTensor, Tensor, find_dtype
 
 UNREADABLE = (  # what torch and its restricted unpickler raise for files that are damaged or made to harm
@@ -25,7 +27,7 @@ UNREADABLE = (  # what torch and its restricted unpickler raise for files that a
     LookupError,
     OSError,
     TypeError,
-    ValueError,
+    InputError,
     zipfile.BadZipFile,
 )
 ALIGNMENT = 64
@@ -36,7 +38,7 @@ def read(path: Path) -> Content:
     """All tensors of a checkpoint, however nested, and the top-level values that are none.
 
     Raises:
-        ValueError: torch is missing, the file is damaged, or it holds more than tensors and plain containers.
+        InputError: torch is missing, the file is damaged, or it holds more than tensors and plain containers.
     """
     torch = import_torch(f"reading {path}")
     zipped = zipfile.is_zipfile(path)
@@ -45,7 +47,7 @@ def read(path: Path) -> Content:
         leaves = list(flatten(tree))
         records = _records(path) if zipped else {}
     except UNREADABLE as error:
-        raise ValueError(_refusal(path, error)) from None
+        raise InputError(_refusal(path, error)) from None
     tensors, values = {}, {}
     for keys, leaf in leaves:
         if isinstance(leaf, torch.Tensor):
@@ -86,19 +88,19 @@ def import_torch(purpose: str) -> Any:
     """The torch package.
 
     Raises:
-        ValueError: it is not installed, or too old to tell where in a file a tensor lies.
+        InputError: it is not installed, or too old to tell where in a file a tensor lies.
     """
     try:
         torch = importlib.import_module("torch")
         importlib.import_module("torch._subclasses.fake_tensor")
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise InputError(
             f"{purpose}: package {error.name} is not installed, and PyTorch's format needs torch; "
             "pip install -r requirements-pt.txt, or convert where torch is "
             "(safetensors and MindSpore's .ckpt need no framework)"
         ) from None
     if tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 6):
-        raise ValueError(f"{purpose}: torch {torch.__version__} is too old; install torch 2.6 or newer")
+        raise InputError(f"{purpose}: torch {torch.__version__} is too old; install torch 2.6 or newer")
     return torch
 
 
@@ -138,9 +140,9 @@ def _load(torch: Any, path: Path, zipped: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{info.filename} is compressed")
+                raise InputError(f"{info.filename} is compressed")
             if info.filename.endswith("/byteorder") and archive.read(info) != b"little":
-                raise ValueError("it was saved on a big-endian machine")
+                raise InputError("it was saved on a big-endian machine")
     fake_tensor = importlib.import_module("torch._subclasses.fake_tensor")
     with fake_tensor.FakeTensorMode():
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -161,7 +163,7 @@ def _records(path: Path) -> dict[int, int]:
 def flatten(tree: Any, keys: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
     """Everything in nested dictionaries and lists that is neither, with the keys that lead there."""
     if len(keys) > MAX_DEPTH:
-        raise ValueError(f"its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves")
+        raise InputError(f"its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves")
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from flatten(value, (*keys, key))
@@ -174,7 +176,7 @@ def flatten(tree: Any, keys: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[
 
 def _tensor(torch: Any, tensor: Any, path: Path, records: dict[int, int], where: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
-        raise ValueError(
+        raise InputError(
             f"{where} is sparse, quantized or lazily negated; wanted a plain tensor: save it as one"
         )
     dtype = find_dtype(str(tensor.dtype).removeprefix("torch."), "name", where)
@@ -186,7 +188,7 @@ def _tensor(torch: Any, tensor: Any, path: Path, records: dict[int, int], where:
     extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     length = extent * dtype.size if 0 not in shape else 0
     if start + length > records.get(offset, -1):
-        raise ValueError(
+        raise InputError(
             f"{where}: wants {start + length} bytes at {offset}, there are {records.get(offset, 'none')}; "
             "the file is damaged or made by another program: save it anew"
         )

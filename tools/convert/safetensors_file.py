@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from common.errors import InputError
+
 from .tensors import Content, FileTensor, Tensor, find_dtype
 
 
@@ -13,7 +15,7 @@ def read(path: Path) -> Content:
     """Names, shapes and places of the tensors; the library checks that they fill the file without overlap.
 
     Raises:
-        ValueError: not a whole safetensors file, or an element type that not every format can hold.
+        InputError: not a whole safetensors file, or an element type that not every format can hold.
     """
     try:
         with safe_open(path, framework="numpy"):
@@ -22,7 +24,7 @@ def read(path: Path) -> Content:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or download it again"
         ) from None
     metadata = header.pop("__metadata__", None) or {}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import InputError
+
 from .formats import SUFFIXES, reader_of
 from .tensors import Content, reading
 
@@ -22,24 +24,24 @@ def open_source(path: Path, use_ema: bool = True, also: Sequence[Path] = ()) -> 
         also: more files, each of which holds another part of the model.
 
     Raises:
-        ValueError: nothing there, nothing known, several things to choose from, or a missing shard.
+        InputError: nothing there, nothing known, several things to choose from, or a missing shard.
     """
     if not path.exists():
-        raise ValueError(f"source {path}: no such file or folder")
+        raise InputError(f"source {path}: no such file or folder")
     for file in also:
         if not file.is_file():
-            raise ValueError(f"--also {file}: no such file; give another part of the same model")
+            raise InputError(f"--also {file}: no such file; give another part of the same model")
     chosen = _in_folder(path, use_ema) if path.is_dir() else _Chosen([path])
     if path.name.endswith(INDEX):
         chosen = _indexed(path)
     try:
         contents = [reader_of(file)(file) for file in [*chosen.files, *also]]
     except OSError as error:
-        raise ValueError(f"source {path}: {error.strerror or error}; check that it can be read") from None
+        raise InputError(f"source {path}: {error.strerror or error}; check that it can be read") from None
     content = _merged(contents, path)
     absent = [name for name in chosen.listed if (name,) not in content.tensors]
     if absent:
-        raise ValueError(
+        raise InputError(
             f"source {path}: the index lists {len(absent)} tensors that no file holds, as {absent[0]}; "
             "download index and shards again"
         )
@@ -75,7 +77,7 @@ def _in_folder(folder: Path, use_ema: bool) -> _Chosen:
                 chosen.left += [f"{name}/" for name in others if (folder / name).is_dir()]
                 return chosen
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"source {folder}: found {found}; wanted a file that ends in {', '.join(SUFFIXES)}")
+        raise InputError(f"source {folder}: found {found}; wanted a file that ends in {', '.join(SUFFIXES)}")
     suffix = next(s for s in SUFFIXES if any(n.endswith((s, s + INDEX)) for n in [*names, *_names(indexes)]))
     same = [path for path in indexes if path.name.endswith(suffix + INDEX)]  # safetensors come first
     if same:
@@ -92,7 +94,7 @@ def _indexed(index: Path) -> _Chosen:
         weight_map = json.loads(index.read_text())["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(
+        raise InputError(
             f"source {index}: not an index, wanted JSON with a weight_map (name: file); download it again"
         ) from None
     _require(index.parent, names, index.name)
@@ -106,7 +108,7 @@ def _shards_or_one(folder: Path, names: Sequence[str]) -> list[Path]:
     matches = [SHARD.fullmatch(name) for name in names]
     families = {(m["stem"], m["total"], m["suffix"]) for m in matches if m}
     if len(families) != 1 or not all(matches):
-        raise ValueError(
+        raise InputError(
             f"source {folder}: found {', '.join(names)}; wanted one model: give the file you mean as SOURCE"
         )
     stem, total, suffix = families.pop()
@@ -118,7 +120,7 @@ def _shards_or_one(folder: Path, names: Sequence[str]) -> list[Path]:
 def _require(folder: Path, names: Sequence[str], who: str) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"source {folder}: {who} wants {', '.join(missing)}, not there; download the missing shards"
         )
 
@@ -129,7 +131,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _only(folder: Path, indexes: Sequence[Path]) -> Path:
     if len(indexes) > 1:
-        raise ValueError(
+        raise InputError(
             f"source {folder}: found {', '.join(_names(indexes))}; give the one you mean as SOURCE"
         )
     return indexes[0]
@@ -141,7 +143,7 @@ def _merged(contents: Sequence[Content], path: Path) -> Content:
         twice = content.tensors.keys() & merged.tensors.keys()
         if twice:
             name = ".".join(map(str, min(twice, key=str)))
-            raise ValueError(
+            raise InputError(
                 f"source {path}: {name} is in more than one file; shards of two models are mixed up: "
                 "remove those that do not belong"
             )

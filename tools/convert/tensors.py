@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import InputError
+
 PIECE_BYTES = 8 * 2**20  # a multiple of every element size
 
 
@@ -61,13 +63,13 @@ def find_dtype(spelling: str, format_name: str, where: str) -> DType:
     """The element type that a format ("name", "safetensors", "mindspore") spells so.
 
     Raises:
-        ValueError: a type that not all formats can hold, as float8 or complex.
+        InputError: a type that not all formats can hold, as float8 or complex.
     """
     for dtype in DTYPES.values():
         if getattr(dtype, format_name) == spelling:
             return dtype
     known = ", ".join(getattr(dtype, format_name) for dtype in DTYPES.values())
-    raise ValueError(f"{where}: element type {spelling} is not one of {known}; cast it before it is saved")
+    raise InputError(f"{where}: element type {spelling} is not one of {known}; cast it before it is saved")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Tensor:
         """The elements in C order, little-endian, a whole number of them in each piece.
 
         Raises:
-            ValueError: the bytes cannot be had any more, or not in the wanted precision.
+            InputError: the bytes cannot be had any more, or not in the wanted precision.
         """
         raise NotImplementedError
 
@@ -95,12 +97,12 @@ def reading(file: Path) -> Iterator[None]:
     """Inside, a failure of the system is one of reading this file, whatever is being written meanwhile.
 
     Raises:
-        ValueError: instead of OSError.
+        InputError: instead of OSError.
     """
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{file}: got {error.strerror or error} while it was read; copy it again") from None
+        raise InputError(f"{file}: got {error.strerror or error} while it was read; copy it again") from None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class FileTensor(Tensor):
                 while length:
                     piece = file.read(min(length, PIECE_BYTES))
                     if not piece or len(piece) % self.dtype.size:
-                        raise ValueError(
+                        raise InputError(
                             f"{self.file}: ends {length} bytes before a tensor does; "
                             "it was cut off or changed while it was read: copy it again"
                         )

@@ -11,8 +11,9 @@ from pathlib import Path
 from common.checkpoint import StoredWeights
 from common.cli import prepare_folder
 from common.config import build, load
-from common.files import whole_file, write_json
-from common.models import TransformerConfig, VAEConfig, read_json
+from common.errors import InputError
+from common.files import read_json, whole_file, write_json
+from common.models import TransformerConfig, VAEConfig
 
 from . import goldens, recording, report
 from .audit import audit_keys, audit_tensors, sha256
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.override = rest
     try:
         return arguments.run(arguments)
-    except ValueError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -97,7 +98,7 @@ def run_golden(arguments: argparse.Namespace) -> int:
     tree, results = Tree(arguments.tree), []
     names = goldens.select(arguments.folder, arguments.case)
     if not names:
-        raise ValueError(f"golden: no case in {arguments.folder} matches {arguments.case!r}")
+        raise InputError(f"golden: no case in {arguments.folder} matches {arguments.case!r}")
     for name in names:
         results.append(check_case(tree, arguments.folder, name))
         print(describe(results[-1]), flush=True)
@@ -124,7 +125,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         check_oracle(oracle, b)
     result = compare(a, b, oracle, arguments.select)
     if not result.rows:
-        raise ValueError(f"compare: no tensor matches {arguments.select!r}")
+        raise InputError(f"compare: no tensor matches {arguments.select!r}")
     print_comparison(result)
     for key, ours, theirs in differing_settings(a, b):
         print(f"note: the configs differ in {key}: {ours} in A, {theirs} in B")
@@ -160,10 +161,10 @@ def on_cpu(config: DumpConfig) -> DumpConfig:
     """Both trees meet on the CPU only.
 
     Raises:
-        ValueError: the config asks for an accelerator.
+        InputError: the config asks for an accelerator.
     """
     if config.device not in ("auto", "cpu"):
-        raise ValueError(
+        raise InputError(
             f"device: got {config.device!r}; both trees in one process run on the CPU: device=cpu"
         )
     return config
@@ -215,7 +216,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     kind = content.get("_class_name", "WFVAEModel")
     cls = TransformerConfig if "num_attention_heads" in content else VAEConfig
     if cls is VAEConfig and kind != "WFVAEModel":
-        raise ValueError(f"audit {path}: got a {kind}, wanted a transformer or a WF-VAE")
+        raise InputError(f"audit {path}: got a {kind}, wanted a transformer or a WF-VAE")
     config, weights = build(cls, content, where=str(path)), StoredWeights(arguments.checkpoint)
     problems = []
     for name in [arguments.tree] if arguments.tree else installed_trees():

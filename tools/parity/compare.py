@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.errors import InputError
+
 from .difference import FAIL, PASS, Difference, difference, tolerances
 from .recording import Recording
 
@@ -93,7 +95,7 @@ def tolerance_of(name: str, dtype: str) -> dict:
     for rule in tolerances()["stages"]:
         if fnmatch.fnmatch(name, rule["name"]) and fnmatch.fnmatch(dtype, rule["dtype"]):
             return rule
-    raise ValueError(f"tolerances.yaml has no rule for {name} in {dtype}")
+    raise InputError(f"tolerances.yaml has no rule for {name} in {dtype}")
 
 
 def differing_settings(a: Recording, b: Recording) -> list[tuple[str, object, object]]:
@@ -107,14 +109,14 @@ def check_oracle(oracle: Recording, b: Recording) -> None:
     """Refuse an oracle that does not tell the truth about B: its distance from B would allow A anything.
 
     Raises:
-        ValueError: it is not float64 of the pt tree, or of another config.
+        InputError: it is not float64 of the pt tree, or of another config.
     """
     made = (oracle.facts["tree"], oracle.facts["dtype"])
     if made != ("pt", "float64"):
-        raise ValueError(f"compare --oracle: got a recording of {' in '.join(made)}, wanted pt in float64")
+        raise InputError(f"compare --oracle: got a recording of {' in '.join(made)}, wanted pt in float64")
     for key, here, there in differing_settings(oracle, b):
         if key != "stages":  # it may hold fewer: what it lacks fails by name
-            raise ValueError(
+            raise InputError(
                 f"compare --oracle: got a recording with {key} {here}, wanted that of B, {there}; "
                 "dump it from the same config"
             )

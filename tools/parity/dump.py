@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.cli import commit
+from common.errors import InputError
 
 from .plan import DumpConfig
 from .recording import Recorder, Recording
@@ -19,10 +20,10 @@ def dump(config: DumpConfig, tree: Tree, tamper: Callable[[Any], None] | None = 
     """Run the config's stages in order; `tamper` changes the transformer once it is built (see selftest).
 
     Raises:
-        ValueError: a stage that cannot run here, with the reason; nothing is skipped silently.
+        InputError: a stage that cannot run here, with the reason; nothing is skipped silently.
     """
     if config.dtype == "float64" and tree.name != "pt":
-        raise ValueError("dump: float64 is an oracle and runs in the pt tree only; use --tree pt")
+        raise InputError("dump: float64 is an oracle and runs in the pt tree only; use --tree pt")
     lab, tensors, seconds = Lab(tree, config, tamper), {}, {}
     for stage in config.stages:
         recorder, start = Recorder(stage, config.seed), time.perf_counter()

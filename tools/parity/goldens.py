@@ -8,7 +8,6 @@ seed, a shape or a width.
 
 import fnmatch
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from common.checkpoint import read_safetensors
+from common.errors import InputError
+from common.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT.parent / "shared" / "goldens", ROOT / "tests" / "goldens" / "data")
@@ -61,24 +62,24 @@ def read_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Records by case name.
 
     Raises:
-        ValueError: not a golden folder.
+        InputError: not a golden folder.
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"goldens {folder}: no manifest.json; give a folder of recorded cases")
-    return {record["name"]: record for record in json.loads(path.read_text())["cases"]}
+        raise InputError(f"goldens {folder}: no manifest.json; give a folder of recorded cases")
+    return {record["name"]: record for record in read_json(path)["cases"]}
 
 
 def select(folder: str | Path, pattern: str = "*") -> list[str]:
     """Names of the cases that match a glob, in the manifest's order.
 
     Raises:
-        ValueError: a file that one of them needs is not there; a case is never left out silently.
+        InputError: a file that one of them needs is not there; a case is never left out silently.
     """
     records = {n: r for n, r in read_manifest(folder).items() if fnmatch.fnmatch(n, pattern)}
     missing = sorted({f for r in records.values() for f in _files(r) if not (Path(folder) / f).is_file()})
     if missing:
-        raise ValueError(f"goldens {folder}: files missing: {', '.join(missing)}; copy them or narrow --case")
+        raise InputError(f"goldens {folder}: files missing: {', '.join(missing)}; copy them or narrow --case")
     return list(records)
 
 
@@ -93,7 +94,7 @@ def read_case(folder: str | Path, name: str) -> Case:
         weights.update({prefix + k: v for k, v in _part(_tensors(folder / file), "weights." + inner).items()})
     for key in record.get("weight_overrides") or ():
         weights[key] = np.zeros_like(weights[key])
-    data = json.loads((folder / record["json_file"]).read_text()) if record["json_file"] else None
+    data = read_json(folder / record["json_file"]) if record["json_file"] else None
     return Case(name, record, weights, _part(tensors, "in."), _part(tensors, "out."), data)
 
 

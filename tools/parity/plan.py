@@ -44,7 +44,7 @@ class DumpConfig(Config):
         """(B, C, T, H, W) of the latents.
 
         Raises:
-            ValueError: a size the models cannot make.
+            InputError: a size the models cannot make.
         """
         vae, transformer = self.vae_config(), self.transformer_config()
         return (self.batch, vae.latent_dim, *latent_size(self, vae, transformer))

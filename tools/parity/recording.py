@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.checkpoint import read_metadata, read_safetensors
+from common.errors import InputError
 from common.files import write_safetensors
 from common.noise import index_of, normal
 
@@ -63,13 +64,13 @@ def read(path: str | Path) -> Recording:
     """Load a recording.
 
     Raises:
-        ValueError: not a file that `dump` wrote.
+        InputError: not a file that `dump` wrote.
     """
     if not Path(path).is_file():
-        raise ValueError(f"recording {path}: no such file; make it with python -m tools.parity dump")
+        raise InputError(f"recording {path}: no such file; make it with python -m tools.parity dump")
     tensors, metadata = read_safetensors(path), read_metadata(path)
     if "order" not in metadata:
-        raise ValueError(f"recording {path}: no order in its metadata; expected a file that `dump` wrote")
+        raise InputError(f"recording {path}: no order in its metadata; expected a file that `dump` wrote")
     return Recording(
         {name: tensors[name] for name in json.loads(metadata["order"])}, json.loads(metadata["facts"])
     )

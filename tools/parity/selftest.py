@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 
 from common.conditions import GridInputs, grid_inputs
+from common.errors import InputError
 from common.samplers import SamplerTable
 from common.skiparse import GROUP, SINGLE
 
@@ -138,14 +139,14 @@ def selftest(config: DumpConfig, a: Tree, b: Tree) -> Iterator[Outcome]:
     """First the sound trees, which must agree; then every fault, planted in B.
 
     Raises:
-        ValueError: the trees differ before any fault is planted.
+        InputError: the trees differ before any fault is planted.
     """
     # One sample: then the masks of single and group blocks have one shape, and swapping them raises no error.
     config = config.replace(stages=["dit", "sampler"], batch=1)
     sound = dump(config, a)
     differences = compare(sound, dump(config, b)).failed
     if differences or bisect(config, a, b):
-        raise ValueError(f"selftest: the trees differ before a fault is planted, first in {differences[:1]}")
+        raise InputError(f"selftest: the trees differ before a fault is planted, first in {differences[:1]}")
     for fault in FAULTS:
         yield try_fault(fault, config, a, b, sound)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.conditions import grid_inputs, text_inputs
+from common.errors import InputError
 from common.images import to_uint8
 from common.masks import Condition
 from common.models import TransformerConfig
@@ -253,7 +254,7 @@ def run_text(lab: Lab, record: Recorder) -> None:
 
 def _text_config(lab: Lab, stage: str) -> Any:
     if lab.config.text is None:
-        raise ValueError(
+        raise InputError(
             f"dump: stage {stage} needs the key text in the config; add it or leave the stage out"
         )
     return lab.config.text
