@@ -42,8 +42,14 @@ def check_weights(
     """Compare names and shapes of a model with those of its weights.
 
     Raises:
-        InputError: lists every missing, unexpected and misshapen key at once.
+        InputError: lists every missing, unexpected and misshapen key at once, or tensors without values.
     """
+    empty = [name for name, shape in given.items() if 0 in shape and 0 not in expected.get(name, (0,))]
+    if empty:
+        raise InputError(
+            f"{where}: {len(empty)} tensors hold no values ({empty[0]}, ...), wanted whole ones: ranks that "
+            "shared the parameters (ZeRO-3) left placeholders; gather them with the trainer's zero_to_fp32.py"
+        )
     problems = wrong_keys(expected, given)
     if problems:
         count = Counter(line.partition(" ")[0] for line in problems)
@@ -51,6 +57,22 @@ def check_weights(
         raise InputError(
             f"{where}: {told} keys; is this the config the weights belong to?\n  " + "\n  ".join(problems)
         )
+
+
+def finite(weights: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
+    """One of a model's weights.
+
+    Raises:
+        InputError: a value in it is not finite, which would make every video noise.
+    """
+    array = np.asarray(weights[name], order="C")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        raise InputError(
+            f"{where}: {count} of {array.size} values of {name} are not finite; the run that wrote them had "
+            "diverged, or the copy is damaged: take an earlier checkpoint"
+        )
+    return array
 
 
 def shapes_of(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -67,8 +89,7 @@ class StoredWeights(Mapping[str, np.ndarray]):
     float32.
 
     Raises:
-        InputError: as weight_files; a file that is not safetensors; a tensor whose elements NumPy lacks, or
-            that is a placeholder without values.
+        InputError: as weight_files; a file that is not safetensors, or a tensor whose elements NumPy lacks.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,12 +98,6 @@ class StoredWeights(Mapping[str, np.ndarray]):
         self._dtypes: dict[str, str] = {}
         for file in weight_files(path):
             for key, entry in _header(file).items():
-                if 0 in entry["shape"]:
-                    raise InputError(
-                        f"weights {file}: {key} has shape {tuple(entry['shape'])} and holds no values: ranks "
-                        "that shared the parameters (ZeRO-3) left placeholders; gather them first with the "
-                        "trainer's own zero_to_fp32.py"
-                    )
                 self.shapes[key] = tuple(entry["shape"])
                 self._dtypes[key] = entry["dtype"]
                 self._files[key] = file
@@ -92,18 +107,7 @@ class StoredWeights(Mapping[str, np.ndarray]):
         return self._dtypes[key]
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """
-        Raises:
-            InputError: a value is not finite: such a weight makes every video noise.
-        """
-        array = _read_tensor(self._files[key], key)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
-            raise InputError(
-                f"weights {self._files[key]}: {bad} of {array.size} values of {key} are not finite; the run "
-                "that wrote them had diverged, or the copy is damaged: take an earlier checkpoint"
-            )
-        return array
+        return _read_tensor(self._files[key], key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -11,7 +11,7 @@ from mindspore import ParameterTuple, Tensor, nn
 from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
 
-from common.checkpoint import check_weights, shapes_of
+from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
 from common.host import cpu_name, peak_process_memory_mb
 
@@ -88,12 +88,12 @@ def load_weights(model: nn.Cell, weights: Mapping, where: str) -> None:
 
     Raises:
         InputError: every missing, unexpected and misshapen key, all in one message, before anything is
-        copied.
+            copied; or the first weight that is not finite.
     """
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
     for name, param in params.items():
-        param.set_data(Tensor(np.asarray(weights[name], order="C")).astype(param.dtype))
+        param.set_data(Tensor(finite(weights, name, where)).astype(param.dtype))
 
 
 def cast(model: nn.Cell, dtype: str) -> nn.Cell:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from common.checkpoint import check_weights, shapes_of
+from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
 from common.host import cpu_name, peak_process_memory_mb
 
@@ -83,12 +83,12 @@ def load_weights(model: nn.Module, weights: Mapping, where: str) -> None:
 
     Raises:
         InputError: every missing, unexpected and misshapen key, all in one message, before anything is
-        copied.
+            copied; or the first weight that is not finite.
     """
     params = parameters(model)
     check_weights({name: tuple(p.shape) for name, p in params.items()}, shapes_of(weights), where)
     for name, param in params.items():
-        param.copy_(torch.from_numpy(np.asarray(weights[name], order="C")))
+        param.copy_(torch.from_numpy(finite(weights, name, where)))
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
