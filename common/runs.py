@@ -2,10 +2,11 @@
 exists.
 """
 
+import re
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from .config import Config, build
 from .errors import InputError
@@ -27,7 +28,14 @@ from .sharing import Kind
 from .text import DType, TextConfig
 from .tiling import TilingConfig
 
-Device = Literal["auto", "cpu", "cuda", "ascend"]
+
+def _check_device(device: str) -> str:
+    if re.fullmatch(r"auto|(cpu|cuda|ascend)(:\d+)?", device) is None:
+        raise InputError("wanted auto, cpu, cuda or ascend, with a number where there are several: cuda:1")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
 
 
 class ModelSource(Config):

@@ -131,7 +131,8 @@ def call(model: I3D | LPIPS | None, *arrays: np.ndarray) -> np.ndarray:
     """A network on NumPy arrays."""
     assert model is not None
     with runtime.inference():
-        return runtime.to_numpy(model(*[runtime.to_tensor(array, "float32") for array in arrays]))
+        device = runtime.device_of(model)
+        return runtime.to_numpy(model(*[runtime.to_tensor(array, device, "float32") for array in arrays]))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def on(device: str) -> Iterator[None]:
 
 
 def device() -> str:
-    """The device whose kernels a layer built now would use: "ascend" or "cpu" here, "cuda" or "cpu" in pt."""
+    """The kind of device whose kernels a layer built now uses: "ascend" or "cpu" here, "cuda" or "cpu" in pt,
+    where it is the CPU outside `on(...)`.
+    """
     return _DEVICE[-1] if _DEVICE else mindspore.get_context("device_target").lower()
 
 
@@ -78,25 +80,26 @@ def _split_heads(x: Tensor, num_heads: int, layout: str) -> Tensor:
 def _attention_flash(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, num_heads: int, layout: str
 ) -> Tensor:
+    # a graph compiles built-in exceptions only; common.ascend.check refuses the same before anything loads
     head_dim = q.shape[2] // num_heads
     if q.dtype not in (mstype.float16, mstype.bfloat16):
-        raise InputError(
+        raise ValueError(
             f"attention: FlashAttentionScore takes float16 or bfloat16, got {q.dtype}; set dtype to either"
         )
     if num_heads > MAX_FLASH_HEADS:
-        raise InputError(
+        raise ValueError(
             f"attention: FlashAttentionScore takes at most {MAX_FLASH_HEADS} heads, got {num_heads} "
             "(a group block folds the batch into the heads); use a smaller batch"
         )
     if head_dim % FLASH_HEAD_DIM_MULTIPLE:
-        raise InputError(
+        raise ValueError(
             f"attention: FlashAttentionScore wants a head width divisible by {FLASH_HEAD_DIM_MULTIPLE}, "
             f"got {head_dim}; choose attention_head_dim 48 or 96"
         )
     drop = None
     if keep is not None:
         if keep.shape[1] != 1:
-            raise InputError(
+            raise ValueError(
                 f"attention: got masks for {keep.shape[1]} heads in a group block, on Ascend all share one; "
                 "group batches by size so that all samples share their padding"
             )

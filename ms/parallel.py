@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank, init
 
 from common.errors import InputError
+from common.host import kind_of
 from common.parallel import Mesh
 
 from . import kernels
@@ -133,7 +134,7 @@ class Ranks:
         self.size = mesh.size
         self.device = device
         if mesh.size > 1:
-            init("mccl" if device == "cpu" else "hccl")
+            init("mccl" if kind_of(device) == "cpu" else "hccl")
             if (get_rank(), get_group_size()) != (mesh.rank, mesh.size):
                 raise InputError(
                     f"launch: the environment says rank {mesh.rank} of {mesh.size}, wanted {get_rank()} of "

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -13,7 +14,7 @@ from mindspore._c_expression import MSContext  # no public way to ask for the ch
 
 from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
-from common.host import cpu_name, peak_process_memory_mb
+from common.host import cpu_name, kind_of, number_of, peak_process_memory_mb
 
 from . import kernels
 
@@ -21,35 +22,38 @@ DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": msty
 
 
 def setup(device: str = "auto", local_rank: int = 0) -> str:
-    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
-    everything that is called as a Cell is compiled to a graph from here on.
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt), with a number
+    where there are several (cuda:1). No default is set in pt: models, samplers and loaders are given it. In
+    ms everything that is called as a Cell is compiled to a graph from here on.
 
     Args:
-        local_rank: which accelerator of this host.
+        local_rank: which accelerator of this host, where the device has no number.
 
     Returns:
-        The device's name in the kernels table.
+        The device with its number, for models and loaders; "cpu" has none.
 
     Raises:
         InputError: a device this tree does not know, or that is not there.
     """
-    if device not in ("auto", "cpu", "ascend"):
+    kind = kind_of(device)
+    if kind not in ("auto", "cpu", "ascend"):
         raise InputError(f"device: got {device!r}; the MindSpore tree runs on auto, cpu, ascend")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    if device == "auto":
-        device = mindspore.get_context("device_target").lower()
-        device = device if device == "ascend" else "cpu"
+    if kind == "auto":
+        kind = "ascend" if mindspore.get_context("device_target") == "Ascend" else "cpu"
+    index = number_of(device, local_rank)
     try:
-        if device == "cpu":
+        if kind == "ascend":
+            mindspore.set_device("Ascend", index)
+        elif mindspore.get_context("device_target") != "CPU":  # refused once an operator has run
             mindspore.set_device("CPU")
-        else:
-            mindspore.set_device("Ascend", local_rank)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device: {device} is not available ({reason}); use device=cpu") from None
-    if device == "ascend":
-        _refuse_first_ascend(MSContext.get_instance().get_ascend_soc_version())
-    return device
+    if kind == "cpu":
+        return "cpu"
+    _refuse_first_ascend(MSContext.get_instance().get_ascend_soc_version())
+    return f"ascend:{index}"
 
 
 def _refuse_first_ascend(soc_version: str) -> None:
@@ -60,8 +64,14 @@ def _refuse_first_ascend(soc_version: str) -> None:
         )
 
 
-def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
-    """A NumPy array on the device, floats cast to `dtype` if given."""
+def device_of(owner: Tensor | nn.Cell) -> str:
+    """Where a tensor is, or the first parameter of a model."""
+    target = mindspore.get_context("device_target").lower()  # of the process
+    return "cpu" if target == "cpu" else f"{target}:{mindspore.get_context('device_id')}"
+
+
+def to_tensor(array: np.ndarray, device: str, dtype: str | None = None) -> Tensor:
+    """A NumPy array on a device, floats cast to `dtype` if given."""
     tensor = Tensor(np.asarray(array, order="C"))
     return tensor if dtype is None else tensor.astype(DTYPES[dtype])
 
@@ -118,7 +128,7 @@ def recompute(blocks: Sequence, every: int) -> None:
 @contextlib.contextmanager
 def on_device(model: nn.Cell, device: str) -> Iterator[None]:
     """Inside, the model is on the device; afterwards it rests in the host's memory."""
-    move = device == "ascend"  # a CPU is the host
+    move = kind_of(device) == "ascend"  # a CPU is the host
     if move:
         for param in parameters(model).values():
             param._load()
@@ -226,16 +236,22 @@ def _report(sink: Callable, name: str, cell: nn.Cell, arguments: tuple, result: 
     sink(name, arguments, result)
 
 
+def free_memory() -> None:
+    """Give the device's memory of models that are no longer referred to back to it."""
+    gc.collect()
+    mindspore.runtime.empty_cache()
+
+
 def peak_memory_mb(device: str) -> float:
     """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
-    if device == "cpu":
+    if kind_of(device) == "cpu":
         return peak_process_memory_mb()
     return mindspore.runtime.max_memory_allocated() / 2**20
 
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
-    if device == "cpu":
+    if kind_of(device) == "cpu":
         return cpu_name()
     return mindspore.hal.get_device_name(mindspore.get_context("device_id"))
 
@@ -247,6 +263,6 @@ def versions() -> dict:
 
 @contextlib.contextmanager
 def building(device: str) -> Iterator[None]:
-    """Models built inside use the kernels of `device`."""
-    with kernels.on(device):
+    """Models built inside use the kernels of `device`, and in pt their parameters are made there."""
+    with kernels.on(kind_of(device)):
         yield

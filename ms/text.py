@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore import dtype as mstype
 
 from common.errors import InputError
+from common.host import kind_of
 from common.text import (
     WIDTH_KEYS,
     TextConfig,
@@ -34,7 +35,7 @@ class TextEncoder:
 
     def __init__(self, config: TextConfig, device: str) -> None:
         self.width: int = read_model_config(config)[WIDTH_KEYS[config.kind]]
-        on_cpu = device.upper() == "CPU"
+        on_cpu = kind_of(device) == "cpu"
         if on_cpu and config.dtype == "bfloat16":
             raise InputError(
                 "text encoder: dtype bfloat16 has no MindSpore kernels on CPU, wanted float32 or float16; "
@@ -58,7 +59,14 @@ class TextEncoder:
     def __call__(self, ids_BL: np.ndarray, keep_BL: np.ndarray) -> Tensor:
         """states_BLE in the config's dtype; no token attends to padding (keep False)."""
         ids, keep = Tensor(ids_BL), Tensor(keep_BL.astype(np.int64))
-        return self.model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
+        mode = mindspore.get_context("mode")
+        mindspore.set_context(mode=mindspore.PYNATIVE_MODE)  # a compiled one is never freed: 11 GB of mT5-XXL
+        try:
+            states_BLE = self.model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
+            mindspore.runtime.synchronize()  # what goes wrong is told here, not at some later operator
+        finally:
+            mindspore.set_context(mode=mode)
+        return states_BLE
 
 
 def _load(config: TextConfig) -> nn.Cell:

@@ -47,8 +47,10 @@ def run_tiles(coder: Callable, x_BCTHW: Tensor, plan: TilePlan) -> Tensor:
     Nothing here slices a tensor: MindSpore's eager operators on CPUs misread float16 results of a graph.
     """
 
+    device = runtime.device_of(x_BCTHW)
+
     def code(tile_BCTHW: np.ndarray) -> np.ndarray:
-        return runtime.to_numpy(coder(ops.cast_like(runtime.to_tensor(tile_BCTHW), x_BCTHW)))
+        return runtime.to_numpy(coder(ops.cast_like(runtime.to_tensor(tile_BCTHW, device), x_BCTHW)))
 
     y_BCTHW = run_plan(code, runtime.to_numpy(x_BCTHW), plan)
-    return ops.cast_like(runtime.to_tensor(y_BCTHW), x_BCTHW)
+    return ops.cast_like(runtime.to_tensor(y_BCTHW, device), x_BCTHW)

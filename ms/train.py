@@ -201,7 +201,7 @@ class T2VTraining:
             samples = self.samples(batch, Draw(seed, step, places), masks)
             inputs = self.inputs(seed, step, places, samples, timesteps, self._kept_cells(samples, 1))
             with runtime.inference():
-                terms = self.loss(*map(to_device, inputs), runtime.to_tensor(np.ones((), np.float32)))[1]
+                terms = self.loss(*to_device((*inputs, np.ones((), np.float32)), self.trained.device))[1]
             losses.append(float(runtime.to_numpy(terms)[0]))
         return float(np.mean(losses))
 

@@ -90,7 +90,7 @@ class VAETraining:
         psnr, ssim, rows = [], [], []
         for x_BCTHW in self._validation_clips():
             with runtime.inference():
-                moments = self.judged.encode(runtime.to_tensor(x_BCTHW))
+                moments = self.judged.encode(runtime.to_tensor(x_BCTHW, runtime.device_of(self.judged)))
                 restored = runtime.to_numpy(self.judged.decode(split_moments(moments)[0]))
             for original_THWC, restored_THWC in zip(
                 map(to_uint8, x_BCTHW), map(to_uint8, restored), strict=True

@@ -42,6 +42,7 @@ class Trained:
             ema_on_host: the average is made and kept in the host's memory, not on the device.
         """
         self.loss: Any = loss
+        self.device = runtime.device_of(loss)
         self.params, self.config = dict(params), config
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.scale = LossScale(dtype)
@@ -71,7 +72,7 @@ class Trained:
         lr = self.config.rate(self.updates + 1)
         decay = warmed_ema_decay(self.ema_decay, self.updates + 1) if self.ema_warmup else self.ema_decay
         numbers = controls(self.config, self.updates + 1, lr, decay, self.scale.value)
-        terms, norm, finite = self._run(runtime.to_tensor(numbers), parts)
+        terms, norm, finite = self._run(runtime.to_tensor(numbers, self.device), parts)
         values = dict(zip(self.loss.terms, map(float, runtime.to_numpy(terms)), strict=True))
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
         if wrong:
@@ -91,8 +92,8 @@ class Trained:
 
     def _run(self, numbers: Tensor, parts: Sequence[Sequence]) -> tuple:
         if self.parts == 1:
-            return self.one_step(numbers, *map(to_device, parts[0]))
-        first, *others = [self.accumulate(numbers, *map(to_device, part)) for part in parts]
+            return self.one_step(numbers, *to_device(parts[0], self.device))
+        first, *others = [self.accumulate(numbers, *to_device(part, self.device)) for part in parts]
         terms = sum(others, first) / self.parts
         norm, finite = self.apply(numbers, terms)
         return terms, norm, finite
@@ -153,11 +154,15 @@ def cut(parts: int, *inputs: np.ndarray | np.floating) -> list[tuple]:
     return list(zip(*pieces, strict=True))
 
 
-def to_device(value: np.ndarray | tuple | None) -> Any:
-    """An argument of a compiled step."""
+def to_device(values: Sequence[np.ndarray | tuple | None], device: str) -> list:
+    """Arguments of a compiled step: arrays, tuples of arrays, or None."""
+    return [_to_device(value, device) for value in values]
+
+
+def _to_device(value: np.ndarray | tuple | None, device: str) -> Any:
     if isinstance(value, tuple):
-        return runtime.varying(tuple(map(runtime.to_tensor, value)))
-    return None if value is None else runtime.to_tensor(value)
+        return runtime.varying(tuple(runtime.to_tensor(array, device) for array in value))
+    return None if value is None else runtime.to_tensor(value, device)
 
 
 def below(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

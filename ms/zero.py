@@ -47,7 +47,7 @@ class Shards(nn.Cell):
     def vector(self, arrays: Sequence, params: Sequence) -> np.ndarray:
         """This rank's part of the joined arrays."""
         joined = np.concatenate([array.reshape(-1) for array in arrays])
-        return runtime.to_numpy(self.part(runtime.to_tensor(joined)))
+        return runtime.to_numpy(self.part(runtime.to_tensor(joined, "cpu")))
 
 
 class Replicated(Shards):

@@ -121,14 +121,20 @@ class Encoders:
         sections = [config.data, *([validation.data] if validation and validation.data else [])]
         live = any(data.encoded is None for data in sections)
         prompts = validation.prompts if validation else ()
-        self.clips = self.captions = None
-        if live or prompts:
-            settings = (config.vae_dtype, device, config.vae_chunk_frames, config.encoders_on_host)
-            self.clips = ClipEncoder(config.vae, vae_config, *settings)
-            self.captions = CaptionEncoder(
-                config.text, device, model.caption_channels, config.encoders_on_host
-            )
-        self.prompts = self.text([validation.negative_prompt, *prompts]) if validation and prompts else None
+        self.clips = self.captions = self.prompts = None
+        self.cut: list[str] = []  # about prompts longer than the encoder takes
+        if not (live or prompts):
+            return
+        width, on_host = model.caption_channels, config.encoders_on_host
+        captions = CaptionEncoder(config.text, device, width, on_host)
+        if validation and prompts:
+            self.prompts = captions([validation.negative_prompt, *prompts], config.accumulate)
+            self.cut, captions.cut, captions.num_cut = captions.cut, [], 0
+        self.captions = captions if live else None  # a cache has the captions' states: freed again
+        del captions
+        runtime.free_memory()
+        settings = (config.vae_dtype, device, config.vae_chunk_frames, on_host)
+        self.clips = ClipEncoder(config.vae, vae_config, *settings)
 
     def maker(self, sampler: LatentSampler, noise_strength: float) -> VideoMaker:
         """What makes videos of the sampler's latents."""
@@ -149,6 +155,6 @@ class Encoders:
 
     def summary(self) -> str:
         """How many captions were longer than the encoder takes, and the first of them."""
-        if self.captions is None or not self.captions.num_cut:
-            return "captions cut: none"
-        return "\n  ".join([f"captions cut: {self.captions.num_cut}", *self.captions.cut])
+        count = len(self.cut) + (self.captions.num_cut if self.captions else 0)
+        told = [*self.cut, *(self.captions.cut if self.captions else ())]
+        return "\n  ".join([f"captions cut: {count or 'none'}", *told])

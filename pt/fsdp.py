@@ -11,6 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from common.host import kind_of
+
 from .parallel import Mean, Ranks
 
 
@@ -29,7 +31,7 @@ def shard_parameters(root: nn.Module, units: Sequence, ranks: Ranks) -> None:
     Raises:
         InputError: this tree has no stage 3.
     """
-    mesh = init_device_mesh("cuda" if ranks.device == "cuda" else "cpu", (ranks.size,))
+    mesh = init_device_mesh(kind_of(ranks.device), (ranks.size,))
     for unit in (*units, root):
         fully_shard(unit, mesh=mesh)
 

@@ -33,10 +33,12 @@ def on(device: str) -> Iterator[None]:
 
 
 def device() -> str:
-    """The device whose kernels a layer built now would use: "ascend" or "cpu" here, "cuda" or "cpu" in pt."""
+    """The kind of device whose kernels a layer built now uses: "ascend" or "cpu" here, "cuda" or "cpu" in pt,
+    where it is the CPU outside `on(...)`.
+    """
     if _DEVICE:
         return _DEVICE[-1]
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu"
 
 
 def kernel(operator: str, on_device: str | None = None) -> Callable:
@@ -74,7 +76,7 @@ def _attention_fused(
 
 def _split_heads(x: Tensor, num_heads: int, layout: str) -> Tensor:
     """ "s b (n d) -> b n s d" for SBH, "b s (n d) -> b n s d" for BSH; a view."""
-    x = x.unflatten(2, (num_heads, -1))
+    x = x.reshape(x.shape[0], x.shape[1], num_heads, -1)  # unflatten would break a compiled graph
     return x.permute(1, 2, 0, 3) if layout == "SBH" else x.permute(0, 2, 1, 3)
 
 

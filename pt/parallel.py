@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from common.host import kind_of
 from common.parallel import Mesh
 
 PATIENCE = timedelta(hours=2)  # of a rank that waits for others; NCCL's own 10 minutes are too few
@@ -115,7 +116,7 @@ class Ranks:
         self.device = device
         if mesh.size > 1:
             # ranks wait for one that samples or writes; one that died is noticed elsewhere (presence.py)
-            distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+            distributed.init_process_group("nccl" if kind_of(device) == "cuda" else "gloo", timeout=PATIENCE)
         self.mean = Mean(mesh.size)
 
     def everyone(self) -> Group:

@@ -154,6 +154,7 @@ class LatentSampler:
         dtype: str = "float32",
     ):
         self.table = table
+        self.device = runtime.device_of(transformer)
         self.dtype = dtype
         self.config = transformer.config
         self.guided = guidance_scale != 1.0
@@ -196,14 +197,14 @@ class LatentSampler:
         rows, features = table_rows(self.table), timestep_features(self.table.timesteps_R)
         with runtime.inference():
             conditions = self.conditions(text_GLC, keep_text_GL, latent_shape[2:], condition)
-            x = runtime.to_tensor((self.table.init_noise_sigma * noise(0)).astype(np.float32))
-            still = runtime.to_tensor(np.zeros(latent_shape, np.float32))
+            x = self.on_device((self.table.init_noise_sigma * noise(0)).astype(np.float32))
+            still = self.on_device(np.zeros(latent_shape, np.float32))
             anchor, past = still, (still,) * (self.num_past - 1)
             for r in range(len(self.table)):
-                fresh = runtime.to_tensor(noise(r + 1)) if self.table.draws_noise_R[r] else still
-                row, features_GF = runtime.to_tensor(rows[r]), np.repeat(features[r : r + 1], G, axis=0)
+                fresh = self.on_device(noise(r + 1)) if self.table.draws_noise_R[r] else still
+                row, features_GF = self.on_device(rows[r]), np.repeat(features[r : r + 1], G, axis=0)
                 x, anchor, past, output = self.denoiser(
-                    x, anchor, runtime.varying(past), fresh, row, runtime.to_tensor(features_GF), *conditions
+                    x, anchor, runtime.varying(past), fresh, row, self.on_device(features_GF), *conditions
                 )
                 if callback is not None:
                     callback(Step(r, len(self.table), float(self.table.timesteps_R[r]), x, output))
@@ -221,12 +222,10 @@ class LatentSampler:
         """
         states, keep_text = text_inputs(text_GLC, keep_text_GL)
         grid = grid_inputs(self.config, latent_thw, len(text_GLC), None, self.dtype)
-        text_kv = runtime.varying(self.text_projection(runtime.to_tensor(states, self.dtype)))
-        masks = grid.keep_video and runtime.varying(
-            tuple(runtime.to_tensor(mask) for mask in grid.keep_video)
-        )
-        keep_text = None if keep_text is None else runtime.to_tensor(keep_text)
-        tables = runtime.to_tensor(grid.cos_S13P), runtime.to_tensor(grid.sin_S13P)
+        text_kv = runtime.varying(self.text_projection(self.on_device(states, self.dtype)))
+        masks = grid.keep_video and runtime.varying(tuple(self.on_device(mask) for mask in grid.keep_video))
+        keep_text = None if keep_text is None else self.on_device(keep_text)
+        tables = self.on_device(grid.cos_S13P), self.on_device(grid.sin_S13P)
         return text_kv, keep_text, *tables, masks, self.project(condition)
 
     def project(self, condition: Condition | None) -> Tensor | None:
@@ -236,13 +235,17 @@ class LatentSampler:
         patches_SBF = condition.patches(self.config)
         if self.guided:
             patches_SBF = np.concatenate([patches_SBF, patches_SBF], axis=1)
-        return self.condition_projection(runtime.to_tensor(patches_SBF, self.dtype))
+        return self.condition_projection(self.on_device(patches_SBF, self.dtype))
+
+    def on_device(self, array: np.ndarray, dtype: str | None = None) -> Tensor:
+        """An array beside the transformer."""
+        return runtime.to_tensor(array, self.device, dtype)
 
 
 def encode(vae: WFVAE, x_BCTHW: np.ndarray, chunk_frames: int = 0) -> np.ndarray:
     """Moments (B,2Z,T',H/8,W/8) float32 of pixels in [-1, 1]; chunk_frames as in WFVAE.encode."""
     with runtime.inference():
-        x = ops.cast_like(runtime.to_tensor(x_BCTHW), vae.decoder.conv_out.weight)
+        x = ops.cast_like(runtime.to_tensor(x_BCTHW, runtime.device_of(vae)), vae.decoder.conv_out.weight)
         return runtime.to_numpy(vae.encode(x, chunk_frames)).astype(np.float32)
 
 
@@ -250,9 +253,9 @@ def decode(vae: WFVAE, latent_BCTHW: Tensor, chunk_frames: int = 0) -> np.ndarra
     """Pixels (B,3,T,H,W) float32, about [-1, 1], of the transformer's latents; chunk_frames as in
     WFVAE.decode.
     """
-    channels = vae.config.latent_dim
+    device, channels = runtime.device_of(vae), vae.config.latent_dim
     scale, shift = (
-        runtime.to_tensor(np.broadcast_to(np.asarray(values, np.float32), (channels,)).copy())
+        runtime.to_tensor(np.broadcast_to(np.asarray(values, np.float32), (channels,)).copy(), device)
         for values in (vae.config.scale, vae.config.shift)
     )
     with runtime.inference():

@@ -78,8 +78,9 @@ def round_trip(vae: Any, x_BCTHW: np.ndarray, config: RoundTripConfig, index: in
         vae: WFVAE or CausalVAE.
         index: number of the first clip, whose noise it draws; the others follow.
     """
+    device = runtime.device_of(vae)
     with runtime.inference():
-        x = runtime.to_tensor(x_BCTHW, config.vae_dtype)
+        x = runtime.to_tensor(x_BCTHW, device, config.vae_dtype)
         if config.encode_tiling is None:
             moments = vae.encode(x, config.chunk_frames)
         else:
@@ -88,7 +89,7 @@ def round_trip(vae: Any, x_BCTHW: np.ndarray, config: RoundTripConfig, index: in
             B, _, T, H, W = moments.shape
             shape = (1, vae.config.latent_dim, T, H, W)
             noise = np.concatenate([normal(shape, config.seed, index + i) for i in range(B)])
-            z = posterior_sample(moments, runtime.to_tensor(noise, config.vae_dtype))
+            z = posterior_sample(moments, runtime.to_tensor(noise, device, config.vae_dtype))
         else:
             z = split_moments(moments)[0]
         if config.decode_tiling is not None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import gc
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
-from common.host import cpu_name, peak_process_memory_mb
+from common.host import cpu_name, kind_of, number_of, peak_process_memory_mb
 
 from . import kernels
 
@@ -26,35 +28,48 @@ DTYPES = {
 
 
 def setup(device: str = "auto", local_rank: int = 0) -> str:
-    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt). In ms
-    everything that is called as a Cell is compiled to a graph from here on.
+    """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt), with a number
+    where there are several (cuda:1). No default is set in pt: models, samplers and loaders are given it. In
+    ms everything that is called as a Cell is compiled to a graph from here on.
 
     Args:
-        local_rank: which accelerator of this host.
+        local_rank: which accelerator of this host, where the device has no number.
 
     Returns:
-        The device's name in the kernels table.
+        The device with its number, for models and loaders; "cpu" has none.
 
     Raises:
         InputError: a device this tree does not know, or that is not there.
     """
-    if device not in ("auto", "cpu", "cuda"):
+    kind = kind_of(device)
+    if kind not in ("auto", "cpu", "cuda"):
         raise InputError(f"device: got {device!r}; the PyTorch tree runs on auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cpu" and torch.backends.mps.is_available():
+            print("device: auto takes the CPU; Apple's GPU (mps) is not supported", file=sys.stderr)
+    if kind == "cpu":
+        return device if device.startswith("cpu") else "cpu"
+    if not torch.cuda.is_available():
         raise InputError(
             "device: cuda is not available (no driver or a CPU build of PyTorch); use device=cpu"
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.cuda.set_device(local_rank)
-    torch.set_default_device(device)
-    return device
+    index, count = number_of(device, local_rank), torch.cuda.device_count()
+    if index >= count:
+        raise InputError(f"device: got cuda:{index}, wanted one of {count}: cuda:0 to cuda:{count - 1}")
+    torch.cuda.set_device(index)  # NCCL meets on the current one; nothing else of ours looks at it
+    return f"cuda:{index}"
 
 
-def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
-    """A NumPy array on the device, floats cast to `dtype` if given."""
-    tensor = torch.from_numpy(np.asarray(array, order="C")).to(torch.get_default_device())
+def device_of(owner: Tensor | nn.Module) -> str:
+    """Where a tensor is, or the first parameter of a model."""
+    tensor = owner if isinstance(owner, Tensor) else next(owner.parameters())
+    return str(tensor.device)
+
+
+def to_tensor(array: np.ndarray, device: str, dtype: str | None = None) -> Tensor:
+    """A NumPy array on a device, floats cast to `dtype` if given."""
+    tensor = torch.from_numpy(np.asarray(array, order="C")).to(device)
     return tensor if dtype is None else tensor.to(DTYPES[dtype])
 
 
@@ -222,18 +237,22 @@ def _report(sink: Callable, name: str, module: nn.Module, arguments: tuple, resu
     sink(name, arguments, result)
 
 
+def free_memory() -> None:
+    """Give the device's memory of models that are no longer referred to back to it."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
+
+
 def peak_memory_mb(device: str) -> float:
     """Largest memory in use so far: the device's, or the process's on a CPU; in MiB."""
-    if device == "cpu":
+    if kind_of(device) == "cpu":
         return peak_process_memory_mb()
-    return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def device_name(device: str) -> str:
     """What the device calls itself."""
-    if device == "cpu":
-        return cpu_name()
-    return torch.cuda.get_device_name()
+    return cpu_name() if kind_of(device) == "cpu" else torch.cuda.get_device_name(device)
 
 
 def versions() -> dict:
@@ -243,6 +262,6 @@ def versions() -> dict:
 
 @contextlib.contextmanager
 def building(device: str) -> Iterator[None]:
-    """Models built inside use the kernels of `device`."""
-    with kernels.on(device):
+    """Models built inside use the kernels of `device`, and in pt their parameters are made there."""
+    with kernels.on(kind_of(device)), torch.device(device):
         yield

@@ -71,7 +71,7 @@ def sent(tree: Tree, ranks) -> dict[str, np.ndarray]:
         text = normal((1, 16, PLAN.caption_channels), 0, 1).astype(np.float16)
         arrays = [x, timestep_features(np.array([500.0])), text, grid.cos_S13P, grid.sin_S13P]
         count = operators_for_ascend if tree.name == "ms" else calls
-        found[kind] = np.array([count(tree, model, *map(tree.runtime.to_tensor, arrays))])
+        found[kind] = np.array([count(tree, model, *map(tree.tensor, arrays))])
     return found
 
 

@@ -110,7 +110,7 @@ def test_recompute_runs_every_nth_block_again(every, again):
         inner = block.attn1
         inner.register_forward_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
     loss = tree.diffusion_loss.DiffusionLoss(model)
-    inputs = [tree.runtime.to_tensor(x) if isinstance(x, np.ndarray) else x for x in step(model)]
+    inputs = [tree.tensor(x) if isinstance(x, np.ndarray) else x for x in step(model)]
     loss(*inputs, torch.ones(()))[0].backward()
     assert [i for i, count in enumerate(runs) if count == 2] == again
     assert all(count in (1, 2) for count in runs)

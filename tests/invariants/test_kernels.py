@@ -38,7 +38,7 @@ def test_norms_keep_their_statistics_in_float32(tree):
     norm = tree.kernels.kernel("layer_norm")
     full = tree.call(norm, x, None, None, 1e-6)
     with tree.runtime.inference():
-        half = tree.runtime.compiled(norm)(tree.runtime.to_tensor(x, "float16"), None, None, 1e-6)
+        half = tree.runtime.compiled(norm)(tree.runtime.to_tensor(x, "cpu", "float16"), None, None, 1e-6)
     np.testing.assert_allclose(tree.numpy(half), full, atol=5e-3)
 
 

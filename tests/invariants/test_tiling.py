@@ -27,11 +27,13 @@ def pointwise(tree, dtype=None):
 
     def encode(x_BCTHW):
         x = tree.numpy(x_BCTHW)
-        return tree.runtime.to_tensor(x[:, :, ::4, ::8, ::8], dtype)
+        return tree.runtime.to_tensor(x[:, :, ::4, ::8, ::8], "cpu", dtype)
 
     def decode(z_BCTHW):
         z = tree.numpy(z_BCTHW).repeat(8, 3).repeat(8, 4)
-        return tree.runtime.to_tensor(np.concatenate([z[:, :, :1], z[:, :, 1:].repeat(4, 2)], 2), dtype)
+        return tree.runtime.to_tensor(
+            np.concatenate([z[:, :, :1], z[:, :, 1:].repeat(4, 2)], 2), "cpu", dtype
+        )
 
     return SimpleNamespace(config=CausalVAEConfig(), encode=encode, decode=decode)
 
@@ -39,7 +41,7 @@ def pointwise(tree, dtype=None):
 def tiled(tree, vae, array, tiling, dtype=None):
     code = tree.tiling.encode_tiled if array.shape[1] == 3 else tree.tiling.decode_tiled
     with tree.runtime.inference():
-        return tree.numpy(code(vae, tree.runtime.to_tensor(array, dtype), tiling))
+        return tree.numpy(code(vae, tree.runtime.to_tensor(array, "cpu", dtype), tiling))
 
 
 @pytest.mark.parametrize("thw", [(1, 1, 1), (4, 5, 3), (7, 6, 11)])
@@ -54,7 +56,7 @@ def test_half_precision_stays(tree):
     z = normal((1, 4, 4, 5, 6), 0, 0).astype(np.float16).astype(np.float32)
     vae = pointwise(tree, "float16")
     with tree.runtime.inference():
-        y = tree.tiling.decode_tiled(vae, tree.runtime.to_tensor(z, "float16"), SMALL)
+        y = tree.tiling.decode_tiled(vae, tree.runtime.to_tensor(z, "cpu", "float16"), SMALL)
     assert y.dtype == tree.runtime.DTYPES["float16"]
     whole = tree.numpy(vae.decode(tree.tensor(z)))
     np.testing.assert_allclose(tree.numpy(y), whole, atol=2e-3)

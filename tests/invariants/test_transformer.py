@@ -21,9 +21,9 @@ def predict(tree, model, x, text, keep_BL=None, multiple=1, dtype="float32", kee
     keep_video = None if grid.keep_video is None else tuple(map(tree.tensor, grid.keep_video))
     features = tree.tensor(timestep_features(np.full(B, 500.0)))
     with tree.runtime.inference():
-        text_kv = tree.transformer.TextProjection(model)(tree.runtime.to_tensor(states, dtype))
+        text_kv = tree.transformer.TextProjection(model)(tree.runtime.to_tensor(states, "cpu", dtype))
         constants = tree.tensor(keep_text), tree.tensor(grid.cos_S13P), tree.tensor(grid.sin_S13P)
-        x = tree.runtime.to_tensor(x, dtype)
+        x = tree.runtime.to_tensor(x, "cpu", dtype)
         return tree.numpy(model(x, features, text_kv, *constants, keep_video, None))
 
 

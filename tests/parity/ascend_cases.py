@@ -28,6 +28,11 @@ EVEN, PADDED = (2, 8, 16), (3, 6, 10)  # latents of 64 and of 45 tokens; 45 are 
 FLASH = "FlashAttentionScore"
 
 
+def on_cpu(array: np.ndarray) -> Tensor:
+    """A tensor of the host, on which graphs are exported."""
+    return runtime.to_tensor(array, "cpu")
+
+
 class Case(NamedTuple):
     """What the denoiser is given, in NumPy."""
 
@@ -160,8 +165,8 @@ def forward(
     projected = [normal((L, batch, config.width), 0, 10 + i) for i in range(2 * config.num_layers)]
     if given.condition_SBF is not None:
         projected.append(normal((len(given.cos_S13P), batch, config.width), 0, 4))
-    halves = [runtime.to_tensor(array, dtype) for array in (given.x_BCTHW, *projected)]
-    tables, masks = map(runtime.to_tensor, given[1:4]), map(runtime.to_tensor, given.masks)
+    halves = [runtime.to_tensor(array, "cpu", dtype) for array in (given.x_BCTHW, *projected)]
+    tables, masks = map(on_cpu, given[1:4]), map(on_cpu, given.masks)
     inputs = [halves[0], *tables, *halves[1:], *masks]
     return export(Denoise(build(config, "ascend", dtype), given, projected=True), *inputs), given, inputs
 
@@ -173,7 +178,7 @@ def gradient(latent_thw: tuple, pad_text: bool, config: TransformerConfig = SPAR
     model = build(config, "ascend", "float16")
     step = Gradient(Denoise(model, given, projected=False), list(runtime.trainable(model).values()))
     arrays = [*given.to_project, given.x_BCTHW]  # the last one weights the output
-    return export(step, *map(runtime.to_tensor, arrays))
+    return export(step, *map(on_cpu, arrays))
 
 
 def run_on_cpu(config: TransformerConfig, given: Case, inputs: list[Tensor], dtype: str) -> np.ndarray:

@@ -19,9 +19,9 @@ from tests.parity.ascend_cases import (
     build,
     forward,
     given_case,
+    on_cpu,
     run_exported,
     run_on_cpu,
-    runtime,
 )
 from tools.ascend_emulator import FLASH_INPUTS, LAYOUTS, evaluate, flash_attributes
 from tools.ascend_graph import Graph, export
@@ -135,4 +135,4 @@ def test_samples_of_several_sizes_are_refused_with_the_remedy():
     given = given_case(SPARSE, PADDED, 2, False, keep_BTHW)
     model = build(SPARSE, "ascend", "float16")
     with pytest.raises(ValueError, match="group batches by size so that all samples share their padding"):
-        export(Denoise(model, given, projected=False), *map(runtime.to_tensor, given.to_project))
+        export(Denoise(model, given, projected=False), *map(on_cpu, given.to_project))

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import weakref
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save_file
 
@@ -11,7 +13,7 @@ from common.text import TextConfig, model_dir, save_model, tokenize
 from tests.conftest import FRAMEWORK, TREES
 from tests.recorded import recorded
 
-DEVICE = {"ms": "CPU", "pt": "cpu"}
+DEVICE = "cpu"
 PROMPTS = [
     "a red ball moves left over a blue floor",
     "",
@@ -35,7 +37,7 @@ def encoder_class(tree):
 
 
 def run(tree, config, ids_BL, keep_BL):
-    states_BLE = to_numpy(encoder_class(tree)(config, DEVICE[tree])(ids_BL, keep_BL))
+    states_BLE = to_numpy(encoder_class(tree)(config, DEVICE)(ids_BL, keep_BL))
     assert states_BLE.shape[:2] == ids_BL.shape
     return states_BLE
 
@@ -44,9 +46,9 @@ def to_numpy(tensor):
     return tensor.asnumpy() if hasattr(tensor, "asnumpy") else tensor.numpy()
 
 
-def tiny_mt5(folder, rng):
+def tiny_mt5(folder, rng, words=100):
     """Make `folder` the directory of a small random mT5; returns its weights."""
-    width, heads, head, hidden, words = 32, 4, 8, 48, 100
+    width, heads, head, hidden = 32, 4, 8, 48
     config = {
         "model_type": "mt5",
         "vocab_size": words,
@@ -106,7 +108,7 @@ def test_mt5_equals_reference_ms():
 def check_golden(tree):
     case = recorded("text_encoder_mt5")
     config = case.record["full_config"]
-    encoder = encoder_class(tree).from_weights("mt5", config, case.weights, DEVICE[tree])
+    encoder = encoder_class(tree).from_weights("mt5", config, case.weights, DEVICE)
     assert encoder.width == case.record["config"]["d_model"]
     got_BLE = to_numpy(encoder(case.inputs["input_ids"], case.inputs["attention_mask"].astype(bool)))
     atol = case.tolerance("last_hidden_state")
@@ -137,7 +139,7 @@ def test_sharded_mt5_agrees_beyond_the_last_bucket(tmp_path):
 
 @pytest.mark.parametrize("tree", TREES)
 def test_padding_changes_nothing(tree, minilm):
-    encoder = encoder_class(tree)(minilm, DEVICE[tree])
+    encoder = encoder_class(tree)(minilm, DEVICE)
     ids_BL, keep_BL, _ = tokenize(minilm, PROMPTS)
     short = keep_BL.sum(1).max()
     assert short < minilm.max_length
@@ -174,7 +176,7 @@ def test_incomplete_weights_are_refused(tree, tmp_path):
     with pytest.raises(
         ValueError, match=r"1 parameters are not in the weight files \(encoder.block.1.layer.0.Self.*fetch it"
     ):
-        make(TextConfig(kind="mt5", path=str(tmp_path)), DEVICE[tree])
+        make(TextConfig(kind="mt5", path=str(tmp_path)), DEVICE)
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -183,7 +185,7 @@ def test_wrong_directories_are_refused(tree, tmp_path):
 
     def refuses(message, kind="mt5", **changes):
         with pytest.raises(ValueError, match=message):
-            make(TextConfig(kind=kind, path=str(tmp_path), **changes), DEVICE[tree])
+            make(TextConfig(kind=kind, path=str(tmp_path), **changes), DEVICE)
 
     refuses(r"no config.json; wanted a directory of kind mt5 .*: download it, or correct the key path")
     weights = tiny_mt5(tmp_path, np.random.default_rng(0))
@@ -200,7 +202,7 @@ def test_wrong_directories_are_refused(tree, tmp_path):
         max_length=65,
     )
     with pytest.raises(ValueError, match="unknown kind 'clip'; have mt5, minilm"):
-        make.from_weights("clip", {"model_type": "clip"}, {}, DEVICE[tree])
+        make.from_weights("clip", {"model_type": "clip"}, {}, DEVICE)
 
 
 def test_wrong_configs_are_refused(tmp_path):
@@ -223,4 +225,25 @@ def test_bfloat16_on_cpu_is_refused_by_mindspore(minilm):
     with pytest.raises(
         ValueError, match=r"bfloat16 has no MindSpore kernels on CPU, .*; set dtype to float32"
     ):
-        make(minilm.replace(dtype="bfloat16"), "CPU")
+        make(minilm.replace(dtype="bfloat16"), "cpu")
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_text_encoder_that_was_used_gives_its_memory_back(tree, tmp_path):
+    """In ms a graph that was compiled would keep the parameters for the life of the process."""
+    rng, residents, gone = np.random.default_rng(0), [], []
+    weights = tiny_mt5(tmp_path, rng, words=250_000)
+    size_mb = sum(array.nbytes for array in weights.values()) / 2**20
+    config = TextConfig(kind="mt5", path=str(tmp_path), max_length=8)
+    make, runtime = encoder_class(tree), importlib.import_module(f"{tree}.runtime")
+    runtime.setup("cpu")
+    for _ in range(4):
+        encoder = make(config, DEVICE)
+        to_numpy(encoder(np.ones((1, 8), np.int64), np.ones((1, 8), bool)))
+        gone.append(weakref.ref(encoder.model))
+        del encoder
+        runtime.free_memory()
+        residents.append(psutil.Process().memory_info().rss / 2**20)
+    assert [ref() for ref in gone] == [None] * 4
+    assert size_mb > 30
+    assert residents[3] - residents[1] < size_mb, residents  # of two more

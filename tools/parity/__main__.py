@@ -13,6 +13,7 @@ from common.cli import prepare_folder
 from common.config import build, load
 from common.errors import InputError
 from common.files import read_json, whole_file, write_json
+from common.host import kind_of
 from common.models import TransformerConfig, VAEConfig
 
 from . import goldens, recording, report
@@ -163,7 +164,7 @@ def on_cpu(config: DumpConfig) -> DumpConfig:
     Raises:
         InputError: the config asks for an accelerator.
     """
-    if config.device not in ("auto", "cpu"):
+    if kind_of(config.device) not in ("auto", "cpu"):
         raise InputError(
             f"device: got {config.device!r}; both trees in one process run on the CPU: device=cpu"
         )

@@ -62,7 +62,9 @@ def exact_gelu(tree: Tree, model: Any) -> None:
 
     def gelu(x: Any) -> Any:
         array = tree.runtime.to_numpy(x)
-        return tree.runtime.to_tensor((array * 0.5 * (1 + erf(array / np.sqrt(2)))).astype(array.dtype))
+        return tree.runtime.to_tensor(
+            (array * 0.5 * (1 + erf(array / np.sqrt(2)))).astype(array.dtype), tree.device
+        )
 
     model.transformer_blocks[4].ff.net[0].gelu = gelu
 
@@ -73,7 +75,7 @@ def larger_epsilon(tree: Tree, model: Any) -> None:
 
 def transposed_weight(tree: Tree, model: Any) -> None:
     weight = model.transformer_blocks[1].attn1.to_q.weight
-    tree.ops.assign(weight, tree.runtime.to_tensor(tree.runtime.to_numpy(weight).T.copy()))
+    tree.ops.assign(weight, tree.runtime.to_tensor(tree.runtime.to_numpy(weight).T.copy(), tree.device))
 
 
 def dropped_bias(tree: Tree, model: Any) -> None:
@@ -87,8 +89,8 @@ def half_accumulation(tree: Tree) -> Iterator[None]:
     linear = tree.ops.linear
 
     def rounded(x: Any, weight: Any, bias: Any) -> Any:
-        half = tree.runtime.to_tensor(tree.runtime.to_numpy(linear(x, weight, bias)), "float16")
-        return tree.runtime.to_tensor(tree.runtime.to_numpy(half))
+        half = tree.runtime.to_tensor(tree.runtime.to_numpy(linear(x, weight, bias)), tree.device, "float16")
+        return tree.runtime.to_tensor(tree.runtime.to_numpy(half), tree.device)
 
     with mock.patch.object(tree.ops, "linear", rounded):
         yield

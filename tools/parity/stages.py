@@ -40,7 +40,7 @@ class Lab:
         if array is None:
             return None
         is_float = np.issubdtype(array.dtype, np.floating)
-        return self.tree.runtime.to_tensor(array, self.config.dtype if is_float else None)
+        return self.tree.runtime.to_tensor(array, self.tree.device, self.config.dtype if is_float else None)
 
     def transformer(self) -> Any:
         load, config = self.tree.loading.load_transformer, self.config.transformer_config()

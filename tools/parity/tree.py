@@ -30,7 +30,9 @@ class Tree:
     def tensor(self, array: np.ndarray | np.floating | None) -> Any:
         if array is None:
             return None
-        return self.runtime.to_tensor(array, self.dtype if np.issubdtype(array.dtype, np.floating) else None)
+        return self.runtime.to_tensor(
+            array, self.device, self.dtype if np.issubdtype(array.dtype, np.floating) else None
+        )
 
     def load(self, model: Any, weights: Arrays, where: str) -> Any:
         self.runtime.load_weights(model, weights, where)
