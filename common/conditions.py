@@ -62,13 +62,25 @@ def grid_inputs(
     return GridInputs(cos[positions][:, None], sin[positions][:, None], masks)
 
 
-def text_inputs(states_BLC: np.ndarray, keep_BL: np.ndarray, multiple: int = TEXT_MULTIPLE):
+def trim_text(
+    states_BLC: np.ndarray, keep_BL: np.ndarray, multiple: int = TEXT_MULTIPLE
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Cut text to its longest used length, rounded up to `multiple`; the mask is None when nothing is padded.
 
+    Done once for all prompts of a run: another length is another graph in ms.
+
     Returns:
-        (states_BLC, keep_B11L or None), both cut. Kept tokens need not be contiguous; the last one decides.
+        (states_BLC, keep_BL or None), both cut. Kept tokens need not be contiguous; the last one decides.
     """
     used = int(keep_BL.any(axis=0).nonzero()[0].max(initial=0)) + 1
     length = min(-(-used // multiple) * multiple, keep_BL.shape[1])
     keep_BL = keep_BL[:, :length].astype(bool)
-    return states_BLC[:, :length], None if keep_BL.all() else keep_BL[:, None, None, :]
+    return states_BLC[:, :length], None if keep_BL.all() else keep_BL
+
+
+def text_inputs(
+    states_BLC: np.ndarray, keep_BL: np.ndarray, multiple: int = TEXT_MULTIPLE
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As trim_text, with the mask as attention takes it: (states_BLC, keep_B11L or None)."""
+    states_BLC, kept_BL = trim_text(states_BLC, keep_BL, multiple)
+    return states_BLC, None if kept_BL is None else kept_BL[:, None, None, :]

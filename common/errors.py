@@ -11,5 +11,17 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError):
+    """Sampling gave values that are not finite: half precision overflowed, or the weights are damaged.
+
+    Args:
+        places: of the videos in their batch.
+    """
+
+    def __init__(self, message: str, places: tuple[int, ...]):
+        super().__init__(message)
+        self.places = places
+
+
 class MediaError(InputError):
     """A video or picture cannot be read, or is not what it is said to be."""

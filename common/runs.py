@@ -21,6 +21,7 @@ from .models import (
     VAEConfig,
     read_hub_config,
 )
+from .outputs import Overwrite
 from .parallel import Mesh
 from .samplers import SamplerTable, sampler_table
 from .schedules import Prediction, ScheduleConfig, Spacing
@@ -173,6 +174,14 @@ class SampleConfig(GivenConfig):
     vae_chunk_frames: int = Field(default=0, ge=0)  # latent frames decoded at a time after the first; 0: all
     save_tensors: bool = False  # also write frames and latents as safetensors
     output: str = "outputs/sample"
+    overwrite: Overwrite = (
+        "number"  # of a name that is taken by other content: 0000_x_2, an error, or replace
+    )
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The precisions that a device must have, by their keys."""
+        return {"dtype": self.dtype, "vae_dtype": self.vae_dtype, "text.dtype": self.text.dtype}
 
     @model_validator(mode="after")
     def _check(self) -> "SampleConfig":
@@ -225,6 +234,7 @@ class ReconstructConfig(RoundTripConfig):
     start: int = Field(default=0, ge=0)  # first frame taken
     save_tensors: bool = False  # also write the frames as safetensors
     output: str = "outputs/reconstruct"
+    overwrite: Overwrite = "number"  # as in sample
 
 
 class EvaluateVAEConfig(RoundTripConfig):
@@ -242,6 +252,7 @@ class EvaluateVAEConfig(RoundTripConfig):
     i3d: str | None = None
     error_gain: float = Field(default=5, gt=0)  # how much brighter the picture shows errors
     output: str = "outputs/evaluate"
+    overwrite: Overwrite = "number"  # as in sample
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluateVAEConfig":

@@ -120,6 +120,11 @@ class T2VTrainConfig(Config):
             raise InputError("parallel.sequence wants samples of one size: leave out data.group=false")
         return self
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The precisions that a device must have, by their keys."""
+        return {"dtype": self.dtype, "vae_dtype": self.vae_dtype, "text.dtype": self.text.dtype}
+
     def samples_mesh(self, mesh: Mesh) -> Mesh:
         """Which share of the samples a rank has: those that share a sequence have the same.
 

@@ -95,6 +95,24 @@ def read_model_config(config: TextConfig) -> dict[str, Any]:
     return model_config
 
 
+def check_encoder(config: TextConfig, width: int) -> None:
+    """Refuse, before anything is loaded, an encoder that is not there or not the transformer's.
+
+    Args:
+        width: of the captions that the transformer was trained on.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    found = read_model_config(config)[WIDTH_KEYS[config.kind]]
+    _tokenizer_file(model_dir(config))
+    if found != width:
+        raise InputError(
+            f"text: the encoder's states are {found} wide, the transformer was trained on {width}; "
+            "use the text encoder the transformer was trained with"
+        )
+
+
 def check_model_type(kind: str, model_config: Mapping[str, Any], where: str) -> None:
     """Raise InputError unless `kind` is one we have and config.json describes such a model."""
     if kind not in MODEL_TYPES:
@@ -128,11 +146,13 @@ def save_model(
 
 
 def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Token ids and keep mask of `prompts`, padded to max_length, and a report on every prompt that was cut.
+    """Token ids and keep mask of `prompts`, padded to max_length, and notes on prompts that were cut or have
+    words that the encoder does not know.
 
     Returns:
-        ids_BL int64, keep_BL bool (True = token, False = padding), and one sentence per prompt longer than
-        the encoder takes, with the words that were cut; the caller warns.
+        ids_BL int64, keep_BL bool (True = token, False = padding), and a sentence for each prompt longer than
+        the encoder takes, with the words that were cut, and for each with words of another script than it
+        knows; the caller warns.
 
     Raises:
         InputError: no prompts, or a directory without a tokenizer.
@@ -152,6 +172,11 @@ def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np
             cut.append(
                 f"prompt {start!r}... has {len(spans)} tokens, the encoder takes {room}; cut off: {words!r}"
             )
+        unknown = _unknown_words(prompts[i], whole["input_ids"][i], spans, tokenizer.unk_token_id)
+        if unknown:
+            cut.append(
+                f"prompt {prompts[i][:SHOWN]!r}... has words that the encoder does not know: {unknown}"
+            )
     padded = tokenizer(
         list(prompts),
         padding="max_length",
@@ -160,6 +185,14 @@ def tokenize(config: TextConfig, prompts: Sequence[str]) -> tuple[np.ndarray, np
         return_tensors="np",
     )
     return padded["input_ids"].astype(np.int64), padded["attention_mask"].astype(bool), cut
+
+
+def _unknown_words(
+    prompt: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], unknown: int | None
+) -> str:
+    """The words of a prompt that become the unknown token, each once."""
+    found = [prompt[start:stop] for token, (start, stop) in zip(ids, spans) if token == unknown]
+    return ", ".join(dict.fromkeys(map(repr, filter(str.strip, found))))
 
 
 @contextlib.contextmanager
@@ -177,16 +210,19 @@ def quiet() -> Iterator[None]:
 
 @functools.cache
 def _tokenizer(folder: str) -> Any:
-    found = [name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
-    if not found:
-        raise InputError(
-            f"text encoder {folder}: no tokenizer, wanted one of {', '.join(TOKENIZER_FILES)}; "
-            "copy the tokenizer's files of the model into this directory"
-        )
+    _tokenizer_file(Path(folder))
     with quiet():
         from transformers import AutoTokenizer  # late: takes seconds
 
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+
+
+def _tokenizer_file(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(
+            f"text encoder {folder}: no tokenizer, wanted one of {', '.join(TOKENIZER_FILES)}; "
+            "copy the tokenizer's files of the model into this directory"
+        )
 
 
 def _check_weight_files(folder: Path) -> None:

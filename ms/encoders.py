@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import nn
 
 from common.cli import Stopwatch
+from common.conditions import trim_text
 from common.errors import InputError
 from common.models import TransformerConfig, VAEConfig
 from common.runs import ModelSource, check_chunks
@@ -128,7 +129,7 @@ class Encoders:
         width, on_host = model.caption_channels, config.encoders_on_host
         captions = CaptionEncoder(config.text, device, width, on_host)
         if validation and prompts:
-            self.prompts = captions([validation.negative_prompt, *prompts], config.accumulate)
+            self.prompts = trim_text(*captions([validation.negative_prompt, *prompts], config.accumulate))
             self.cut, captions.cut, captions.num_cut = captions.cut, [], 0
         self.captions = captions if live else None  # a cache has the captions' states: freed again
         del captions

@@ -14,6 +14,7 @@ from common.evaluation import Clip, Score
 from common.fvd import i3d_input
 from common.images import to_model, to_uint8, write_png
 from common.metrics import psnr_ssim_T
+from common.outputs import digest, free_stem
 from common.runs import EvaluateVAEConfig, resolve_vae
 
 from . import runtime
@@ -34,6 +35,7 @@ LPIPS_FRAMES = 8  # looked at together; more only costs memory
 def evaluate_vae(config: EvaluateVAEConfig) -> None:
     """Print a table, and write evaluation.json and evaluation.png (original, reconstruction, error)."""
     device = runtime.setup(config.device)
+    runtime.check_dtypes(device, {"vae_dtype": config.vae_dtype})
     vae_config = resolve_vae(config.vae)
     config.check_vae(vae_config)
     check_clip(vae_config, (config.batch_size, 3, config.num_frames, config.height, config.width))
@@ -66,15 +68,21 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
         raise InputError(f"input {config.input}: none of {len(paths)} files could be read: {reasons}")
 
     facts = evaluation.summary(scores, judges.features())
-    write_png(folder / "evaluation.png", np.concatenate(rows))
+    picture_HWC = np.concatenate(rows)
+    content = digest(
+        picture_HWC, np.array([(score.psnr_db, score.ssim, score.lpips or np.nan) for score in scores])
+    )
+    stem = free_stem(folder, "evaluation", content, config.overwrite)
+    write_png(folder / f"{stem}.png", picture_HWC)
     cli.write_report(
-        folder / "evaluation.json",
+        folder / f"{stem}.json",
         config,
+        sha256=content,
         **facts,
         clips=evaluation.as_records(scores),
         num_files=len(paths),
         skipped=skipped,
-        picture={"file": "evaluation.png", "columns": ["original", "reconstruction", "error"]}
+        picture={"file": f"{stem}.png", "columns": ["original", "reconstruction", "error"]}
         | {"error_gain": config.error_gain},
         device=runtime.device_name(device),
         versions=runtime.versions(),
@@ -82,7 +90,7 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
         peak_memory_mb=round(runtime.peak_memory_mb(device), 1),
     )
     print("\n".join(evaluation.footer(facts, skipped, len(paths))))
-    print(folder / "evaluation.json", file=sys.stderr)
+    print(folder / f"{stem}.json", file=sys.stderr)
 
 
 def restore(vae: Any, clips: list[Clip], config: EvaluateVAEConfig, index: int) -> list[np.ndarray]:

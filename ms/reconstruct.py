@@ -11,7 +11,7 @@ from common import cli
 from common.images import resize_crop, side_by_side, to_model, to_uint8
 from common.metrics import psnr_ssim_T
 from common.noise import normal
-from common.outputs import write_frames, write_tensors
+from common.outputs import digest, free_stem, write_frames, write_tensors
 from common.runs import ReconstructConfig, RoundTripConfig, resolve_vae
 from common.video import VideoReader
 
@@ -30,6 +30,7 @@ python -m ms.reconstruct CONFIG [key=value ...]
 def reconstruct(config: ReconstructConfig) -> None:
     """Write the reconstruction, a side-by-side with the original, and a report; print the metrics."""
     device = runtime.setup(config.device)
+    runtime.check_dtypes(device, {"vae_dtype": config.vae_dtype})
     vae_config = resolve_vae(config.vae)
     config.check_vae(vae_config)
     check_clip(vae_config, (1, 3, config.num_frames, config.height, config.width))
@@ -49,7 +50,8 @@ def reconstruct(config: ReconstructConfig) -> None:
         restored_THWC = to_uint8(round_trip(vae, x_BCTHW, config)[0])
 
     psnr, ssim = (float(values_T.mean()) for values_T in psnr_ssim_T(original_THWC, restored_THWC))
-    stem = f"{Path(config.input).stem}_restored"  # never the name of the input
+    content = digest(restored_THWC)
+    stem = free_stem(folder, f"{Path(config.input).stem}_restored", content, config.overwrite)
     with watch.stage("write"):
         names = write_frames(folder, stem, restored_THWC, fps)
         names += write_frames(folder, f"{stem}_beside", side_by_side(original_THWC, restored_THWC), fps)
@@ -63,6 +65,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         psnr_db=round(psnr, 3),
         ssim=round(ssim, 4),
         files=names,
+        sha256=content,
         device=runtime.device_name(device),
         versions=runtime.versions(),
         seconds=watch.seconds,

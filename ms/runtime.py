@@ -64,6 +64,24 @@ def _refuse_first_ascend(soc_version: str) -> None:
         )
 
 
+def check_dtypes(device: str, dtypes: Mapping[str, str]) -> None:
+    """Refuse, before anything is loaded, precisions that a device does not compute in, by their keys.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    for key, dtype in dtypes.items():
+        if kind_of(device) == "cpu" and dtype == "bfloat16":
+            raise InputError(
+                f"{key}: bfloat16 has no MindSpore kernels on CPU, wanted float32 or float16; "
+                f"set {key}=float32"
+            )
+        if kind_of(device) == "ascend" and key == "dtype" and dtype == "float32":
+            raise InputError(
+                "dtype: FlashAttentionScore takes float16 or bfloat16, got float32; set dtype=bfloat16"
+            )
+
+
 def device_of(owner: Tensor | nn.Cell) -> str:
     """Where a tensor is, or the first parameter of a model."""
     target = mindspore.get_context("device_target").lower()  # of the process
@@ -239,7 +257,8 @@ def _report(sink: Callable, name: str, cell: nn.Cell, arguments: tuple, result: 
 def free_memory() -> None:
     """Give the device's memory of models that are no longer referred to back to it."""
     gc.collect()
-    mindspore.runtime.empty_cache()
+    if mindspore.get_context("device_target") != "CPU":
+        mindspore.runtime.empty_cache()
 
 
 def peak_memory_mb(device: str) -> float:

@@ -223,7 +223,7 @@ class T2VTraining:
         windows, videos = [Window(0, validation.num_frames, 0)], []
         for i, given in enumerate(self.given):
             rows = [0, i + 1] if self.sampler.guided else [i + 1]
-            made = make((states[rows], keep[rows]), windows, [given], [i])
+            made = make((states[rows], None if keep is None else keep[rows]), windows, [given], [i])
             assert made.pixels_BCTHW is not None
             videos.append(to_uint8(made.pixels_BCTHW[0]))
         return videos
@@ -272,6 +272,7 @@ def train(config: T2VTrainConfig) -> None:
     mesh = mesh_from_environment()
     samples_mesh = config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
+    runtime.check_dtypes(device, config.dtypes)
     ranks = Ranks(mesh, device)  # before the annotations are read: msrun's scheduler goes no further
     cli.prepare_folder(config.output)
     per_rank = config.global_batch_size // samples_mesh.size

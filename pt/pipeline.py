@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from common.conditions import grid_inputs, text_inputs
-from common.errors import InputError
+from common.conditions import grid_inputs
+from common.errors import InputError, NotFiniteError
 from common.masks import Condition
 from common.noise import index_of, normal
 from common.rope import timestep_features
@@ -168,7 +168,7 @@ class LatentSampler:
     def __call__(
         self,
         text_GLC: np.ndarray,
-        keep_text_GL: np.ndarray,
+        keep_text_GL: np.ndarray | None,
         latent_shape: tuple,
         noise: Callable[[int], np.ndarray],
         callback: Callable[[Step], None] | None = None,
@@ -177,12 +177,15 @@ class LatentSampler:
         """Latents (B,C,T,H,W) float32.
 
         Args:
-            text_GLC, keep_text_GL: text states and mask; under guidance the B unconditional rows stand before
-                the B prompts.
+            text_GLC, keep_text_GL: text states and mask, as `trim_text` gives them for all prompts of a run;
+                under guidance the B unconditional rows stand before the B prompts.
             latent_shape: (B, C, T, H, W).
             noise: draw 0 is the initial noise, draw r + 1 belongs to row r; rows without noise ask for none.
             callback: called after every model evaluation.
             condition: what an image-to-video model is shown of the B videos.
+
+        Raises:
+            NotFiniteError: after the first step whose latents are not finite.
         """
         G = latent_shape[0] * (2 if self.guided else 1)
         if len(text_GLC) != G:
@@ -206,25 +209,35 @@ class LatentSampler:
                 x, anchor, past, output = self.denoiser(
                     x, anchor, runtime.varying(past), fresh, row, self.on_device(features_GF), *conditions
                 )
+                self.check_finite(x, r)
                 if callback is not None:
                     callback(Step(r, len(self.table), float(self.table.timesteps_R[r]), x, output))
         return x
 
+    def check_finite(self, x_BCTHW: Tensor, row: int) -> None:
+        """Stop where going on is useless; the latents are small beside a step, so they are fetched for it."""
+        finite_B = np.isfinite(runtime.to_numpy(x_BCTHW)).all(axis=(1, 2, 3, 4))
+        if not finite_B.all():
+            raise NotFiniteError(
+                f"sampler: after step {row + 1} of {len(self.table)} (timestep "
+                f"{self.table.timesteps_R[row]:g}) the latents are not finite, with dtype {self.dtype}",
+                tuple(np.flatnonzero(~finite_B).tolist()),
+            )
+
     def conditions(
         self,
         text_GLC: np.ndarray,
-        keep_text_GL: np.ndarray,
+        keep_text_GL: np.ndarray | None,
         latent_thw: tuple,
         condition: Condition | None = None,
     ) -> tuple:
         """What every step shares: text keys and values, text mask, rotary tables, video masks, and what is
         given of the videos.
         """
-        states, keep_text = text_inputs(text_GLC, keep_text_GL)
         grid = grid_inputs(self.config, latent_thw, len(text_GLC), None, self.dtype)
-        text_kv = runtime.varying(self.text_projection(self.on_device(states, self.dtype)))
+        text_kv = runtime.varying(self.text_projection(self.on_device(text_GLC, self.dtype)))
         masks = grid.keep_video and runtime.varying(tuple(self.on_device(mask) for mask in grid.keep_video))
-        keep_text = None if keep_text is None else self.on_device(keep_text)
+        keep_text = None if keep_text_GL is None else self.on_device(keep_text_GL[:, None, None, :])
         tables = self.on_device(grid.cos_S13P), self.on_device(grid.sin_S13P)
         return text_kv, keep_text, *tables, masks, self.project(condition)
 

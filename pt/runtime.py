@@ -61,6 +61,19 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
     return f"cuda:{index}"
 
 
+def check_dtypes(device: str, dtypes: Mapping[str, str]) -> None:
+    """Refuse, before anything is loaded, precisions that a device does not compute in, by their keys.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    for key, dtype in dtypes.items():
+        if kind_of(device) == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+            raise InputError(
+                f"{key}: {torch.cuda.get_device_name(device)} has no bfloat16; set {key}=float16 or float32"
+            )
+
+
 def device_of(owner: Tensor | nn.Module) -> str:
     """Where a tensor is, or the first parameter of a model."""
     tensor = owner if isinstance(owner, Tensor) else next(owner.parameters())

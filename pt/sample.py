@@ -10,14 +10,24 @@ from tqdm import tqdm
 
 from common import cli
 from common.captions import read_prompts
-from common.errors import InputError
+from common.conditions import trim_text
+from common.errors import InputError, NotFiniteError
 from common.images import to_uint8
 from common.models import TransformerConfig, VAEConfig
-from common.outputs import Job, batches, plan_jobs, write_frames, write_tensors
+from common.outputs import (
+    Job,
+    batches,
+    check_free,
+    digest,
+    free_stem,
+    plan_jobs,
+    write_frames,
+    write_tensors,
+)
 from common.parallel import mesh_from_environment
 from common.runs import SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
-from common.text import tokenize
+from common.text import check_encoder, tokenize
 from common.windows import Join, check_joins
 
 from . import runtime
@@ -43,18 +53,25 @@ def sample(config: SampleConfig) -> None:
     prompts = read_prompts(config.prompt)
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
+    check_encoder(config.text, transformer_config.caption_channels)
+    runtime.check_dtypes(device, config.dtypes)
     plan = plan_videos(config, len(prompts), vae_config, transformer_config)
     for message in plan.warnings if mesh.rank == 0 else ():
         print(f"warning: {message}", file=sys.stderr)
     table = config.sampler.table()
     samples_mesh = config.parallel.samples_mesh(mesh)
     folder = cli.prepare_folder(config.output)
+    jobs = samples_mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
+    for job in jobs:
+        check_free(folder, job.stem, config, config.overwrite)
     group = ALONE
     if config.parallel.sequence > 1:
         group = Ranks(mesh, device).neighbours(config.parallel.sequence)
-    jobs = samples_mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
     watch = cli.Stopwatch()
 
+    with watch.stage("text"):  # before the transformer is loaded: both need not fit into memory together
+        text = encode_prompts(config, prompts, device)
+        runtime.free_memory()
     with watch.stage("load"):
         transformer = load_transformer(
             config.transformer,
@@ -75,21 +92,13 @@ def sample(config: SampleConfig) -> None:
             config.noise_strength,
             is_writer=group.rank == 0,
         )
-    with watch.stage("text"):
-        text = encode_prompts(config, prompts, device, transformer_config.caption_channels)
     for batch, made in videos(plan, batches(jobs, config.batch_size, plan.sizes), make, text, mesh.rank == 0):
         if made.pixels_BCTHW is None or not make.is_writer:
             continue
         for place, job in enumerate(batch):
-            with watch.stage("write"):
-                frames = to_uint8(made.pixels_BCTHW[place])
-                names = write_frames(folder, job.stem, frames, config.fps)
-                if config.save_tensors:
-                    latents = name_latents([latent[place] for latent in made.latents])
-                    write_tensors(folder / f"{job.stem}.safetensors", frames_THWC=frames, **latents)
-            joins = check_joins(frames, plan.windows)
-            warn_of_jumps(job, joins)
-            report(config, job, names, watch, device, folder, joins)
+            frames_THWC = to_uint8(made.pixels_BCTHW[place])
+            latents = [latent[place] for latent in made.latents]
+            write_job(config, job, frames_THWC, latents, plan, folder, device, watch)
 
 
 def videos(
@@ -99,6 +108,9 @@ def videos(
 
     Args:
         text: what `encode_prompts` returned.
+
+    Raises:
+        InputError: values that are not finite, with the prompts they were made for.
     """
     states, keep = text
     steps = len(make.sampler.table) * len(plan.windows)
@@ -107,38 +119,81 @@ def videos(
         selected = select_text(states, keep, jobs, make.sampler.guided)
         with tqdm(total=steps, desc=jobs[0].stem, unit="step", disable=not show) as bar:
             seeds, step_done = [job.seed for job in jobs], partial(advance, bar)
-            made = make(selected, plan.windows, given, seeds, step_done)
+            try:
+                made = make(selected, plan.windows, given, seeds, step_done)
+            except NotFiniteError as error:
+                prompts = ", ".join(repr(jobs[place].prompt) for place in error.places)
+                raise InputError(
+                    f"{error}; prompts: {prompts}; set dtype=bfloat16 or float32 (float16 overflows above "
+                    "65504), or lower sampler.guidance_scale"
+                ) from None
         yield jobs, made
 
 
-def encode_prompts(config: SampleConfig, prompts: list[str], device: str, width: int) -> tuple:
-    """Text states and mask of the negative prompt (row 0) and every prompt, as NumPy; the encoder is freed
-    again.
+def encode_prompts(config: SampleConfig, prompts: list[str], device: str) -> tuple:
+    """Text states and mask, as `trim_text` gives them, of the negative prompt (row 0) and every prompt; the
+    encoder is not referred to afterwards.
 
     Raises:
-        InputError: the encoder is not as wide as the transformer's captions.
+        InputError: states that are not finite.
     """
-    texts = [config.negative_prompt, *(config.prompt_template.format(prompt) for prompt in prompts)]
-    ids, keep, cut = tokenize(config.text, texts)
-    for message in cut:
+    texts = [config.negative_prompt, *(config.prompt_template.replace("{}", prompt) for prompt in prompts)]
+    ids, keep, notes = tokenize(config.text, texts)
+    for message in notes:
         print(f"warning: {message}", file=sys.stderr)
     encoder = TextEncoder(config.text, device)
-    if encoder.width != width:
-        raise InputError(
-            f"text: the encoder's states are {encoder.width} wide, the transformer was trained on {width}; "
-            "use the text encoder the transformer was trained with"
-        )
     with runtime.inference():
         rows = [runtime.to_numpy(encoder(ids[i : i + 1], keep[i : i + 1])) for i in range(len(texts))]
-    return np.concatenate(rows), keep
+    for text, row in zip(texts, rows, strict=True):
+        if not np.isfinite(row).all():
+            raise InputError(
+                f"text: the states of {text!r} are not finite with dtype {config.text.dtype}; set "
+                "text.dtype=float32 or bfloat16 (T5 overflows in float16)"
+            )
+    return trim_text(np.concatenate(rows), keep)
 
 
-def select_text(states: np.ndarray, keep: np.ndarray, batch: list[Job], guided: bool) -> tuple:
+def select_text(states: np.ndarray, keep: np.ndarray | None, batch: list[Job], guided: bool) -> tuple:
     """States and masks of a batch, repeated alike; under guidance the negative prompt's rows stand first."""
     rows = [1 + job.prompt_index for job in batch]
     if guided:
         rows = [0] * len(batch) + rows
-    return states[rows], keep[rows]
+    return states[rows], None if keep is None else keep[rows]
+
+
+def write_job(
+    config: SampleConfig,
+    job: Job,
+    frames_THWC: np.ndarray,
+    latents: list[np.ndarray],
+    plan: VideoPlan,
+    folder: Path,
+    device: str,
+    watch: cli.Stopwatch,
+) -> None:
+    """Write a video with its report, under a name that nothing else has, and say where it is."""
+    content = digest(frames_THWC)
+    stem = free_stem(folder, job.stem, content, config.overwrite)
+    with watch.stage("write"):
+        names = write_frames(folder, stem, frames_THWC, config.fps)
+        if config.save_tensors:
+            write_tensors(folder / f"{stem}.safetensors", frames_THWC=frames_THWC, **name_latents(latents))
+    joins = check_joins(frames_THWC, plan.windows)
+    warn_of_jumps(stem, joins)
+    cli.write_report(
+        folder / f"{stem}.json",
+        config,
+        prompt=job.prompt,
+        seed=job.seed,
+        files=names,
+        sha256=content,
+        joins=[{**join._asdict(), "jumps": join.jumps} for join in joins],
+        device=runtime.device_name(device),
+        versions=runtime.versions(),
+        seconds_so_far=watch.seconds,
+        peak_memory_mb=round(runtime.peak_memory_mb(device), 1),
+    )
+    print(f"{folder / names[0]}  seed {job.seed}  {job.prompt!r}")
 
 
 def name_latents(latents: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,13 +203,13 @@ def name_latents(latents: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"latent_{window}_CTHW": latent for window, latent in enumerate(latents)}
 
 
-def warn_of_jumps(job: Job, joins: list[Join]) -> None:
+def warn_of_jumps(stem: str, joins: list[Join]) -> None:
     """Say where a video that was made in windows changes more than it should."""
     for join in joins:
         least, most = join.usual_motion
         if join.jumps:
             print(
-                f"warning: {job.stem}: frame {join.frame} begins a window with a jump: brightness changes by "
+                f"warning: {stem}: frame {join.frame} begins a window with a jump: brightness changes by "
                 f"{join.brightness:.1f} grey levels (usual: {join.usual_brightness:.1f}), pixels by "
                 f"{join.motion:.1f} (usual: {least:.1f} to {most:.1f}); raise overlap_frames",
                 file=sys.stderr,
@@ -164,31 +219,6 @@ def warn_of_jumps(job: Job, joins: list[Join]) -> None:
 def advance(bar: tqdm, step: Step) -> None:
     """One step done."""
     bar.update()
-
-
-def report(
-    config: SampleConfig,
-    job: Job,
-    names: list[str],
-    watch: cli.Stopwatch,
-    device: str,
-    folder: Path,
-    joins: list[Join],
-) -> None:
-    """Write what made a video beside it, and say where it is."""
-    cli.write_report(
-        folder / f"{job.stem}.json",
-        config,
-        prompt=job.prompt,
-        seed=job.seed,
-        files=names,
-        joins=[{**join._asdict(), "jumps": join.jumps} for join in joins],
-        device=runtime.device_name(device),
-        versions=runtime.versions(),
-        seconds_so_far=watch.seconds,
-        peak_memory_mb=round(runtime.peak_memory_mb(device), 1),
-    )
-    print(f"{folder / names[0]}  seed {job.seed}  {job.prompt!r}")
 
 
 if __name__ == "__main__":

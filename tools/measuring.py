@@ -19,6 +19,7 @@ from common.oracle import Reading
 from common.outputs import Job, batches, plan_jobs
 from common.runs import RoundTripConfig, SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
+from common.text import check_encoder
 from tools.oracle import SHEET_CELL, Triple, clip_of, strip
 from tools.parity.tree import Tree
 
@@ -107,7 +108,8 @@ class Sampler:
         sampler = tree.pipeline.LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
         chunks, noise = config.vae_chunk_frames, config.noise_strength
         self.make = tree.long_video.VideoMaker(sampler, setting.vae, cli.Stopwatch(), chunks, noise)
-        self.text = tree.sample.encode_prompts(config, setting.captions, tree.device, model.caption_channels)
+        check_encoder(config.text, model.caption_channels)
+        self.text = tree.sample.encode_prompts(config, setting.captions, tree.device)
 
     def __call__(self, plan: VideoPlan) -> Iterator[list[np.ndarray]]:
         """Batches of videos, uint8 (T, H, W, 3), of which the plan gives frames."""

@@ -20,7 +20,7 @@ import numpy as np
 from common.checkpoint import StoredWeights
 from common.config import Config
 from common.errors import InputError
-from common.files import read_json, write_json, write_safetensors
+from common.files import parse_json, write_json, write_safetensors
 
 from .ranks import ONE_RANK, Ranks, together
 
@@ -193,7 +193,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         raise InputError(f"checkpoint {file}: is missing, so the checkpoint is incomplete")
-    content = read_json(file, "a checkpoint's manifest")
+    content = parse_json(file.read_bytes(), f"checkpoint {file}", "its manifest")
     if not isinstance(content, dict) or "sha256" not in content:
         raise InputError(f"checkpoint {file}: is not a manifest, which says its own SHA-256")
     claimed = content.pop("sha256")

@@ -201,8 +201,9 @@ class _Loop:
             scalars = self.task.step(step, batch)
         except NotFinite as stop:
             raise InputError(
-                f"{what} {stop.terms}; the batch: {names}; the weights are as before the step. "
-                "Look at those items, or lower the learning rate and start from an earlier checkpoint"
+                f"{what} {stop.terms}; the weights are as before the step. Usually the run has diverged: "
+                "go on from an earlier checkpoint with a lower learning rate, or, from float16, with "
+                f"dtype=bfloat16 or float32. Should an item be damaged, it is one of this batch: {names}"
             ) from None
         wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
         if wrong:

@@ -7,7 +7,7 @@ second run out of the folder.
 """
 
 import contextlib
-import fcntl
+import errno
 import os
 import re
 import select
@@ -20,6 +20,11 @@ from pathlib import Path
 from types import TracebackType
 
 from common.errors import InputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 from .ranks import Ranks, together
 
@@ -136,8 +141,10 @@ def locked(path: Path) -> int:
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the file system has no locks, or cannot be written.
+        OSError: the system or this file system has no locks, or cannot be written.
     """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "this system has no flock")
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,6 +163,7 @@ def died(path: Path) -> bool:
         file = os.open(path, os.O_RDWR)
     except OSError:
         return False  # it left
+    assert fcntl is not None  # who watches holds a lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return path.exists()

@@ -231,7 +231,7 @@ def test_samples_that_never_move_miss_the_motion_alone(tree, tmp_path, capsys, m
         (["sampler.steps=3"], "did you mean 'num_steps'?"),
         (["num_frames=6"], "num_frames: got 6, wanted a multiple of 4 plus 1"),
         (["--json", "/dev/null/x.json"], "output /dev/null:"),
-        (["device=tpu"], "device: Input should be"),
+        (["device=tpu"], "device: wanted auto, cpu, cuda or ascend"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tree, tmp_path, capsys, words, message):

@@ -51,7 +51,7 @@ def test_nothing_found(folder, tmp_path):
     with pytest.raises(ValueError, match="nowhere: got no such file, wanted a folder, a video"):
         find_videos(tmp_path / "nowhere")
     (tmp_path / "list.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"list\.txt: got an empty list"):
+    with pytest.raises(ValueError, match=r"list\.txt: got only blank lines"):
         find_videos(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"list\.txt: got .*, wanted a UTF-8 text"):

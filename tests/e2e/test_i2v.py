@@ -53,12 +53,12 @@ def pictures(tmp_path):
 
 def report_of(folder):
     """Its joins."""
-    report = json.loads((folder / "0000_a_red_ball.json").read_text())
+    report = json.loads((folder / "0000_a_red_ball_seed0.json").read_text())
     assert {"condition", "denoise", "decode"} <= set(report["seconds_so_far"])
     return report["joins"]
 
 
-def frames_of(folder, stem="0000_a_red_ball"):
+def frames_of(folder, stem="0000_a_red_ball_seed0"):
     return read_safetensors(folder / f"{stem}.safetensors")["frames_THWC"].astype(int)
 
 
@@ -98,14 +98,15 @@ def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, ca
     settings = i2v_settings(tmp_path, prompt=["one", "two", "three"], batch_size=2)
     keys = [f"image={tmp_path / 'list.txt'}", "max_hxw=4096"]
     assert call(tree, "sample", write(tmp_path, settings), *keys)[0] == 0
-    shapes = [
-        frames_of(tmp_path / "out", f"000{i}_{word}").shape for i, word in enumerate(settings["prompt"])
-    ]
+    stems = [f"000{i}_{word}_seed{i}" for i, word in enumerate(settings["prompt"])]
+    shapes = [frames_of(tmp_path / "out", stem).shape for stem in stems]
     assert shapes == [(9, 32, 32, 3), (9, 32, 48, 3), (9, 32, 64, 3)]
     alone = [f"image={pictures[1]}", "max_hxw=4096", "prompt=three", "seed=2", f"output={tmp_path / 'alone'}"]
     assert call(tree, "sample", write(tmp_path, settings), *alone)[0] == 0
     np.testing.assert_allclose(
-        frames_of(tmp_path / "out", "0002_three"), frames_of(tmp_path / "alone", "0000_three"), atol=1
+        frames_of(tmp_path / "out", "0002_three_seed2"),
+        frames_of(tmp_path / "alone", "0000_three_seed2"),
+        atol=1,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.conditions import grid_inputs, text_inputs
+from common.conditions import grid_inputs, text_inputs, trim_text
 from common.errors import InputError
 from common.images import to_uint8
 from common.masks import Condition
@@ -296,7 +296,7 @@ def sample_latents(
     guidance = (settings.guidance_scale, settings.guidance_rescale)
     sampler = lab.tree.pipeline.LatentSampler(model, table, *guidance, lab.config.dtype)
     condition = draw_condition(model.config, shape, record)
-    latents = sampler(text[rows], keep[rows], shape, noise, on_step, condition)
+    latents = sampler(*trim_text(text[rows], keep[rows]), shape, noise, on_step, condition)
     record.put("out.latent", lab.tree.numpy(latents))
     return latents
 

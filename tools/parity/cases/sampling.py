@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from common.conditions import trim_text
 from common.config import build
 from common.images import to_uint8
 from common.models import TransformerConfig
@@ -51,7 +52,7 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
     sampler = tree.pipeline.LatentSampler(
         model, table, call["guidance_scale"], call.get("guidance_rescale", 0.0)
     )
-    latents = sampler(text, keep, latent_shape, draws.__getitem__, record_step, condition)
+    latents = sampler(*trim_text(text, keep), latent_shape, draws.__getitem__, record_step, condition)
     results |= {f"model_output_{i}": output for i, output in enumerate(outputs)}
     doubled = np.concatenate([draws[0], draws[0]]) if guided else draws[0]
     first = (table.input_scale_R[0] * table.init_noise_sigma * doubled).astype(np.float32)
