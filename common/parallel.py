@@ -1,6 +1,8 @@
 """Which process this is among several: the mesh object handed to whatever can be spread over ranks."""
 
+import atexit
 import os
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -35,3 +37,17 @@ def mesh_from_environment() -> Mesh:
             f"launch: rank {mesh.rank} of {mesh.size} processes; start them with torchrun or msrun"
         )
     return mesh
+
+
+def exit_without_shutdown(error: BaseException) -> None:
+    """End the process, once its error is told, with the exit code that it has anyway, without taking the
+    interpreter down.
+    """
+    code = {KeyboardInterrupt: 130}.get(type(error), 2 if isinstance(error, InputError | OSError) else 1)
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    atexit.register(end)

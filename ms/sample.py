@@ -24,7 +24,7 @@ from common.outputs import (
     write_frames,
     write_tensors,
 )
-from common.parallel import mesh_from_environment
+from common.parallel import Mesh, mesh_from_environment
 from common.runs import SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
 from common.text import check_encoder, tokenize
@@ -33,7 +33,7 @@ from common.windows import Join, check_joins
 from . import runtime
 from .loading import load_transformer, load_vae
 from .long_video import Made, VideoMaker
-from .parallel import ALONE, Ranks
+from .parallel import Group, meet
 from .pipeline import LatentSampler, Step
 from .text import TextEncoder
 
@@ -58,17 +58,34 @@ def sample(config: SampleConfig) -> None:
     plan = plan_videos(config, len(prompts), vae_config, transformer_config)
     for message in plan.warnings if mesh.rank == 0 else ():
         print(f"warning: {message}", file=sys.stderr)
-    table = config.sampler.table()
+    config.sampler.table()  # refused now, if it is
     samples_mesh = config.parallel.samples_mesh(mesh)
     folder = cli.prepare_folder(config.output)
     jobs = samples_mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
     for job in jobs:
         check_free(folder, job.stem, config, config.overwrite)
-    group = ALONE
-    if config.parallel.sequence > 1:
-        group = Ranks(mesh, device).neighbours(config.parallel.sequence)
-    watch = cli.Stopwatch()
+    with meet(mesh if config.parallel.sequence > 1 else Mesh(), device) as ranks:
+        group = ranks.neighbours(config.parallel.sequence)
+        make_videos(config, jobs, plan, folder, device, group, show=mesh.rank == 0)
 
+
+def make_videos(
+    config: SampleConfig,
+    jobs: list[Job],
+    plan: VideoPlan,
+    folder: Path,
+    device: str,
+    group: Group,
+    show: bool,
+) -> None:
+    """Load the models, make the videos, write them.
+
+    Args:
+        group: ranks that share the tokens of one video.
+        show: a progress bar.
+    """
+    watch, prompts = cli.Stopwatch(), read_prompts(config.prompt)
+    transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
     with watch.stage("text"):  # before the transformer is loaded: both need not fit into memory together
         text = encode_prompts(config, prompts, device)
         runtime.free_memory()
@@ -81,9 +98,9 @@ def sample(config: SampleConfig) -> None:
             kind=config.parallel.kind,
             group=group,
         )
-        vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
+        vae = load_vae(config.vae, config.vae.resolve(VAEConfig, "vae"), config.vae_dtype, device)
         guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
-        sampler = LatentSampler(transformer, table, *guidance, config.dtype)
+        sampler = LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
         make = VideoMaker(
             sampler,
             vae,
@@ -92,7 +109,7 @@ def sample(config: SampleConfig) -> None:
             config.noise_strength,
             is_writer=group.rank == 0,
         )
-    for batch, made in videos(plan, batches(jobs, config.batch_size, plan.sizes), make, text, mesh.rank == 0):
+    for batch, made in videos(plan, batches(jobs, config.batch_size, plan.sizes), make, text, show):
         if made.pixels_BCTHW is None or not make.is_writer:
             continue
         for place, job in enumerate(batch):

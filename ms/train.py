@@ -42,7 +42,7 @@ from .diffusion_loss import DiffusionLoss
 from .encoders import Encoders
 from .fsdp import shard_parameters, together
 from .loading import load_transformer
-from .parallel import Ranks
+from .parallel import Ranks, meet
 from .pipeline import LatentSampler
 from .training import Trained, to_device
 from .zero import sharding
@@ -270,11 +270,17 @@ class T2VTraining:
 def train(config: T2VTrainConfig) -> None:
     """Train until `loop.steps`, or until told to stop; resume where the output folder's run was left."""
     mesh = mesh_from_environment()
-    samples_mesh = config.samples_mesh(mesh)
+    config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, config.dtypes)
-    ranks = Ranks(mesh, device)  # before the annotations are read: msrun's scheduler goes no further
-    cli.prepare_folder(config.output)
+    with meet(mesh, device) as ranks:  # before the annotations are read: msrun's scheduler goes no further
+        cli.prepare_folder(config.output)
+        train_on(config, mesh, device, ranks)
+
+
+def train_on(config: T2VTrainConfig, mesh: Mesh, device: str, ranks: Ranks) -> None:
+    """The work of one rank."""
+    samples_mesh = config.samples_mesh(mesh)
     per_rank = config.global_batch_size // samples_mesh.size
     loader = open_loader(config, config.data, per_rank, config.seed, samples_mesh)
     report = loader.report()

@@ -2,6 +2,9 @@
 processes.
 """
 
+import contextlib
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -9,9 +12,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from common.host import kind_of
-from common.parallel import Mesh
+from common.parallel import Mesh, exit_without_shutdown
 
 PATIENCE = timedelta(hours=2)  # of a rank that waits for others; NCCL's own 10 minutes are too few
+
+
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|tcpstore", re.IGNORECASE)
 
 
 class Group(NamedTuple):
@@ -138,3 +144,42 @@ class Ranks:
     def average(self, x: float) -> float:
         """The mean of a number over ranks."""
         return float(self.mean(torch.tensor([x], device=self.device)))
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error means that another rank is gone."""
+        return self.size > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+
+    def leave(self) -> None:
+        """Take the groups apart; all ranks do so after the last thing they did together."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def meet(mesh: Mesh, device: str) -> Iterator[Ranks]:
+    """Inside, the ranks of a run are met; afterwards each leaves in order.
+
+    Groups are taken apart after success only, and after a stop that all agreed on: where a rank failed, the
+    others wait in a collective, and taking groups apart would wait for them. There the process ends without
+    the interpreter's own shutdown, in which threads of a group abort it (pytorch/pytorch#179291).
+
+    Raises:
+        ConnectionAbortedError: another rank is gone.
+    """
+    ranks = Ranks(mesh, device)
+    try:
+        yield ranks
+    except SystemExit:
+        ranks.leave()
+        raise
+    except BaseException as error:
+        if mesh.size > 1:
+            exit_without_shutdown(error)
+        if ranks.lost(error):
+            raise ConnectionAbortedError(
+                f"rank {ranks.rank}: another rank is gone ({str(error).splitlines()[0]}), so this one ends "
+                "too; look at the other's log and at the system's (out of memory?)"
+            ) from None
+        raise
+    ranks.leave()

@@ -13,14 +13,14 @@ from common.images import to_uint8
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig
 from common.noise import index_of, normal
-from common.parallel import mesh_from_environment
+from common.parallel import Mesh, mesh_from_environment
 from common.training.loop import Batch, Validation, run_loop
 from common.vae_training import VAETrainConfig
 
 from . import runtime
 from .discriminator import Discriminator
 from .loading import load_lpips, load_vae, start_discriminator
-from .parallel import Ranks
+from .parallel import Ranks, meet
 from .posterior import split_moments
 from .training import Trained, below, cut
 from .vae import check_clip
@@ -149,7 +149,12 @@ def train(config: VAETrainConfig) -> None:
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, {"dtype": config.dtype})
     cli.prepare_folder(config.output)
-    ranks = Ranks(mesh, device)
+    with meet(mesh, device) as ranks:
+        train_on(config, mesh, device, ranks)
+
+
+def train_on(config: VAETrainConfig, mesh: Mesh, device: str, ranks: Ranks) -> None:
+    """The work of one rank."""
     loader = ClipLoader(config.data, config.per_rank(mesh), config.seed, mesh)
     task = VAETraining(config, device, ranks)
     if ranks.rank == 0:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,10 @@ except ModuleNotFoundError:  # Windows
 from .ranks import Ranks, together
 
 GRACE = 1.0  # seconds in which all that die of one cause do so
+LOOK = (
+    "look at its log and at the system's (out of memory?), then run the same command again: it goes on "
+    "from the last checkpoint"
+)
 
 
 class Presence:
@@ -72,13 +77,28 @@ class Presence:
             self._watcher.wait()
         if self._own < 0:
             return
-        if kind is None:
+        gone = error is not None and self.ranks.lost(error)
+        if kind is None or kind is SystemExit:
             path_of(self.folder, self.ranks.rank).unlink(missing_ok=True)  # leaving is not dying
         else:
-            reason = (str(error) or kind.__name__).splitlines()[0]
+            reason = "another rank is gone" if gone else (str(error) or kind.__name__).splitlines()[0]
             os.write(self._own, f", stopped at {time.time_ns()}: {reason}".encode())
         os.close(self._own)
         self._own = -1
+        if gone:
+            _end_undisturbed()
+            raise ConnectionAbortedError(self._who_is_gone()) from None
+
+    def _who_is_gone(self) -> str:
+        """What to say of the rank whose end a collective noticed before the process beside this one did."""
+        others = [path_of(self.folder, rank) for rank in range(self.ranks.size) if rank != self.ranks.rank]
+        deadline = time.monotonic() + GRACE
+        while not any(map(died, others)) and time.monotonic() < deadline:
+            time.sleep(GRACE / 20)
+        dead = [path for path in others if died(path)]
+        if not dead:
+            return f"rank {self.ranks.rank}: the connection to another rank broke; {LOOK}"
+        return fate_of(min(dead, key=time_of_death), self.ranks.rank)
 
     def _lock(self) -> None:
         """Take this rank's file; without locks in this file system it stays without one, and says so."""
@@ -102,6 +122,12 @@ class Presence:
             )
 
 
+def _end_undisturbed() -> None:
+    """Ignore SIGTERM: a launcher that noticed the same sends it, and this rank ends anyway."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
     """The life of the process beside a rank: it tells of its death, or ends it when another one died."""
     own_path, alive = path_of(Path(folder), own), os.pidfd_open(process)
@@ -110,24 +136,23 @@ def watch(folder: str, own: int, size: int, every: float, process: int) -> None:
         if any(map(died, others)):
             break
     now = time.time_ns()
-    if not own_path.exists():
-        return  # it left
+    if not own_path.exists() or "stopped at " in own_path.read_text():
+        return  # it left, or said itself why it ends
     if died(own_path):
         with open(own_path, "a") as file:
             file.write(f", died at {now}")
     time.sleep(GRACE)  # until others have written the same
     first = min((path for path in (own_path, *others) if died(path)), key=time_of_death)
-    about = first.read_text()
-    fate = "stopped" if "stopped at " in about else "died"
-    print(
-        f"error: rank {int(first.name.removeprefix('rank-'))} {fate} ({about}), so rank {own} ends "
-        "too; look at its log and at the system's (out of memory?), then run the same command again: it "
-        "goes on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"error: {fate_of(first, own)}", file=sys.stderr, flush=True)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)  # inside a collective nothing else reaches it
+
+
+def fate_of(path: Path, own: int) -> str:
+    """What became of the rank whose file this is, for the user of rank `own`."""
+    about = path.read_text()
+    fate = "stopped" if "stopped at " in about else "died"
+    return f"rank {int(path.name.removeprefix('rank-'))} {fate} ({about}), so rank {own} ends too; {LOOK}"
 
 
 def time_of_death(path: Path) -> int:

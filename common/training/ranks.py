@@ -18,6 +18,10 @@ class Ranks(Protocol):
         """Whether any rank said True."""
         ...
 
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error means that another rank is gone."""
+        ...
+
 
 class OneRank(NamedTuple):
     """The identity: one process."""
@@ -27,6 +31,9 @@ class OneRank(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def lost(self, error: BaseException) -> bool:
+        return False
 
 
 ONE_RANK = OneRank()

@@ -25,12 +25,14 @@ class Two(NamedTuple):
     def any(self, flag):
         time.sleep(1)  # the other one locks meanwhile
         return flag
+    def lost(self, error):
+        return "peer" in str(error)
 
 with Presence(sys.argv[1], Two(int(sys.argv[2])), every=0.1):
     print("here", flush=True)
     time.sleep(float(sys.argv[3]))
     if sys.argv[4:]:
-        raise ValueError(sys.argv[4])
+        raise RuntimeError(sys.argv[4])
 """
 
 
@@ -86,3 +88,26 @@ def test_a_rank_that_leaves_is_not_missed(tmp_path):
     assert (leaves.wait(), stays.returncode, said) == (0, 0, "")
     assert not list((tmp_path / "ranks").iterdir())
     leaves.communicate()
+
+
+def test_a_collective_that_breaks_names_the_rank_that_died_at_once(tmp_path):
+    """Before the process beside it looks, and in one line, whatever signal the launcher sends meanwhile."""
+    left, dead = start(tmp_path, 0, 1.5, "[pair.cc:544] Connection closed by peer"), start(tmp_path, 1, 60)
+    assert left.stdout.readline() == dead.stdout.readline() == "here\n"
+    path_of(tmp_path / "ranks", 0)
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.communicate()
+    _, said = left.communicate(timeout=10)
+    assert f"ConnectionAbortedError: rank 1 died (pid {dead.pid} on" in said or "error: rank 1 died" in said
+    assert "pair.cc" not in said
+
+
+def test_an_own_error_is_not_said_twice(tmp_path):
+    alone = start(tmp_path, 0, 0.3, "no space left")
+    other = start(tmp_path, 1, 60)
+    _, said = alone.communicate(timeout=10)
+    time.sleep(2)
+    assert said.count("no space left") == 1
+    assert "rank 0 stopped" not in said
+    other.kill()
+    other.communicate()
