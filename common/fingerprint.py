@@ -6,13 +6,13 @@ A hash of each is kept, and a cache made with others is refused.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import weight_files
 from .data.annotations import annotation_files
 from .data.t2v_config import T2VDataConfig
+from .digests import file_digest
 from .errors import InputError
 from .i2v_training import I2VConfig
 from .runs import ModelSource
@@ -47,7 +47,7 @@ def fingerprint(
     clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
     shown = {} if conditions is None else {"conditions": _hash([conditions.model_dump()])}
     return {
-        "vae": _hash_of_model(vae),
+        "vae": model_hash(vae),
         "text": _hash([settings, *_digests(_encoder_files(text))]),
         "data": _hash([clips, *_digests(annotation_files(data.annotations))]),
         **shown,
@@ -84,7 +84,13 @@ def check_fingerprint(made_with: dict[str, str], wanted: dict[str, str], folder:
         raise InputError(f"encoded {folder}: it was made with {' and '.join(wrong)}; {REMEDY}")
 
 
-def _hash_of_model(source: ModelSource) -> str:
+def encoder_hash(text: TextConfig) -> str:
+    """A hash of the files that decide the text states."""
+    return _hash(_digests(_encoder_files(text)))
+
+
+def model_hash(source: ModelSource) -> str:
+    """A hash of a model's config and weights."""
     if source.path is None:
         return _hash([source.model_dump()])
     files = [Path(source.path) / "config.json", *weight_files(source.path)]
@@ -108,15 +114,7 @@ def _digests(paths: Iterable[Path]) -> Iterator[bytes]:
                 f"encoded clips: {path} is missing, wanted it to tell whether they were made with it; "
                 "correct its path in the config"
             )
-        state = path.stat()
-        yield _digest(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, mtime_ns: int) -> bytes:
-    """Weights are large: a run that asks again has the answer at once."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        yield bytes.fromhex(file_digest(path))
 
 
 def _hash(parts: Iterable[Any]) -> str:

@@ -5,6 +5,8 @@ The released `config.json` files load as they are; names with a leading undersco
 ignored.
 """
 
+import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -302,10 +304,34 @@ class TransformerConfig(HubConfig):
 
 # VGG16's convolutions, cut before every pool, by their place among its layers, as published weights count
 def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
-    """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`."""
+    """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`.
+
+    Keys that are not ours are passed over with a warning: other versions of upstream's code and of diffusers
+    write some, and what would change the model shows in the names and shapes of its weights.
+
+    Raises:
+        InputError: no such file, or values that are not ours.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
+        inside = ", ".join(sorted(str(file.parent) for file in Path(folder).glob("*/config.json")))
+        advice = f"the models inside are {inside}: give one of them" if inside else "check the path"
         raise InputError(
-            f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub"
+            f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub; {advice}"
         )
-    return build(cls, read_json(path), where=str(path))
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: wanted a model's config, got {type(content).__name__}")
+    kept = cls.bookkeeping | cls.model_fields.keys()
+    foreign = tuple(key for key in content if key not in kept and not key.startswith("_"))
+    if foreign:
+        _warn_of_foreign_keys(path, foreign)
+    return build(cls, {key: value for key, value in content.items() if key not in foreign}, where=str(path))
+
+
+@lru_cache
+def _warn_of_foreign_keys(path: Path, keys: tuple[str, ...]) -> None:
+    """Once for each file."""
+    print(
+        f"warning: {path}: keys that are not known here are passed over: {', '.join(keys)}", file=sys.stderr
+    )

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
+from .checkpoint import weight_files
 from .config import Config, build
 from .errors import InputError
 from .files import read_json
 from .fvd import MIN_FRAMES
 from .given import GivenConfig
+from .model_record import sampling_defaults
 from .models import (
     OD_VAE,
     CausalVAEConfig,
@@ -67,6 +69,15 @@ class ModelSource(Config):
         if not self.overrides:
             return config
         return build(cls, {**config.model_dump(), **self.overrides}, where=f"{where}.overrides")
+
+    def check_files(self) -> None:
+        """Refuse, before anything is loaded, a directory without weights or with several.
+
+        Raises:
+            InputError: as weight_files.
+        """
+        if self.path is not None:
+            weight_files(self.path)
 
 
 def check_chunks(norm_type: str, chunk_frames: int, multiple: int = 1) -> None:
@@ -182,6 +193,11 @@ class SampleConfig(GivenConfig):
     def dtypes(self) -> dict[str, str]:
         """The precisions that a device must have, by their keys."""
         return {"dtype": self.dtype, "vae_dtype": self.vae_dtype, "text.dtype": self.text.dtype}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_defaults(cls, data: Any) -> Any:
+        return sampling_defaults(data)
 
     @model_validator(mode="after")
     def _check(self) -> "SampleConfig":

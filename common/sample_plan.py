@@ -6,6 +6,7 @@ from typing import NamedTuple
 from .data.buckets import Bucket
 from .errors import InputError
 from .given import Given, check_given, read_given
+from .model_record import read_record
 from .models import TransformerConfig, VAEConfig
 from .runs import SampleConfig, check_chunks, latent_size
 from .sharing import check_tokens
@@ -40,12 +41,14 @@ def plan_videos(
     latent_frames = (windows[0].num_frames - 1) // vae.stride_thw[0] + 1
     if 0 < config.vae_chunk_frames < latent_frames - 1:  # now, not when all is denoised
         check_chunks(vae.norm_type, config.vae_chunk_frames)
+    path = config.transformer.path
+    sizes = read_record(path).sizes if path is not None else ()
     found = [warning for entry in given for warning in entry.warnings]
     for size in dict.fromkeys(entry.size for entry in given):
         shape = Bucket(windows[0].num_frames, *size)
         num_tokens = math.prod(latent_size(shape, vae, transformer)) // transformer.patch_size**2
         check_tokens(config.parallel.sequence, transformer, num_tokens)
-        found += warnings_of(transformer, vae, *shape)
+        found += warnings_of(transformer, vae, *shape, sizes=sizes)
     return VideoPlan(windows, given, list(dict.fromkeys(found)))
 
 

@@ -26,6 +26,7 @@ from .given import Given, GivenConfig, check_given, read_given
 from .i2v_training import I2VConfig
 from .latents import draw_latents
 from .masks import Condition
+from .model_record import training_defaults
 from .models import TransformerConfig, VAEConfig
 from .noise import index_of, normal
 from .optim import OptimConfig
@@ -104,6 +105,11 @@ class T2VTrainConfig(Config):
     device: Device = "auto"
     loop: LoopConfig
     output: str = "outputs/train"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_defaults(cls, data: Any) -> Any:
+        return training_defaults(data)
 
     @model_validator(mode="after")
     def _check(self) -> "T2VTrainConfig":

@@ -1,6 +1,7 @@
 """Which sizes and lengths a transformer was trained on, and how far from them a wanted video is."""
 
 import math
+from collections.abc import Sequence
 
 from .data.buckets import HW_STRIDE
 from .models import TransformerConfig, VAEConfig
@@ -15,12 +16,20 @@ def trained_frames(transformer: TransformerConfig, vae: VAEConfig) -> int:
 
 
 def warnings_of(
-    transformer: TransformerConfig, vae: VAEConfig, num_frames: int, height: int, width: int
+    transformer: TransformerConfig,
+    vae: VAEConfig,
+    num_frames: int,
+    height: int,
+    width: int,
+    sizes: Sequence[tuple[int, int, int]] = (),
 ) -> list[str]:
     """A sentence for the length and one for the size, if they are far from training, each with the nearest
     good one.
+
+    Args:
+        sizes: frames, height and width that its record says it was trained on; none: what config.json says.
     """
-    found, frames = [], trained_frames(transformer, vae)
+    found, frames = [], max((size[0] for size in sizes), default=trained_frames(transformer, vae))
     if num_frames > frames:
         advice = "" if transformer.mask_channels else "; an image-to-video model makes longer ones in windows"
         found.append(
@@ -36,6 +45,9 @@ def warnings_of(
         )
     _, stride_h, stride_w = vae.stride_thw
     trained = transformer.sample_size_h * stride_h, transformer.sample_size_w * stride_w
+    if sizes:
+        shapes = [size[1:] for size in sizes]
+        trained = min(shapes, key=lambda shape: abs(math.log(shape[0] * shape[1] / (height * width))))
     if not is_near(height, width, trained):
         near_h, near_w = nearest(height, width, trained)
         found.append(

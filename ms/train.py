@@ -18,8 +18,10 @@ from common.fingerprint import clips_of
 from common.i2v_training import Draw, check_conditions, show
 from common.images import contact_sheet, to_uint8
 from common.masks import MaskConfig, latent_mask
+from common.model_record import Objective, write_objective, write_record
 from common.models import TransformerConfig, VAEConfig
 from common.parallel import Mesh, mesh_from_environment
+from common.provenance import record_of
 from common.runs import check_pair
 from common.t2v_training import (
     FREE_KEYS,
@@ -33,6 +35,7 @@ from common.t2v_training import (
     step_inputs,
     validation_given,
 )
+from common.text import check_encoder
 from common.training.checkpoint import checkpoints
 from common.training.loop import Batch, Validation, run_loop
 from common.windows import Window
@@ -58,13 +61,27 @@ CLIPS = "data.sha256"  # in a checkpoint: which clips it was trained on
 class T2VTraining:
     """A transformer in training: the task of `common.training.loop`."""
 
-    def __init__(self, config: T2VTrainConfig, device: str, mesh: Mesh, ranks: Ranks):
-        """What costs little is checked first: weights take minutes to load."""
-        self.config, self.ranks = config, ranks
+    def __init__(
+        self,
+        config: T2VTrainConfig,
+        device: str,
+        mesh: Mesh,
+        ranks: Ranks,
+        sizes: Sequence[tuple[int, int, int]] = (),
+    ):
+        """What costs little is checked first: weights take minutes to load.
+
+        Args:
+            sizes: frames, height and width of the clips, for the record beside the weights.
+        """
+        self.config, self.ranks, self.sizes = config, ranks, sizes
         self.mesh = config.samples_mesh(mesh)
         self.vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
         self.model_config: TransformerConfig = config.transformer.resolve(TransformerConfig, "transformer")
         check_pair(self.vae_config, self.model_config)
+        check_encoder(config.text, self.model_config.caption_channels)
+        for source in (config.transformer, config.vae):
+            source.check_files()
         check_conditions(config.conditions, self.model_config)
         self.given = validation_given(config, self.vae_config, self.model_config)
         sharding(ranks, config.parallel.zero)  # refused, if it is, before anything is loaded
@@ -265,6 +282,9 @@ class T2VTraining:
         averages = self.averages()
         if self.ranks.rank == 0:
             save_weights(folder, averages, self.model_config.hub_dict())
+            diffusion = self.config.diffusion
+            write_objective(folder, Objective(diffusion.prediction_type, diffusion.schedule))
+            write_record(folder, record_of(self.config, self.sizes))
 
 
 def train(config: T2VTrainConfig) -> None:
@@ -288,7 +308,7 @@ def train_on(config: T2VTrainConfig, mesh: Mesh, device: str, ranks: Ranks) -> N
     announced = announce(config, model_config, report.tokens, per_rank // config.accumulate)
     if mesh.rank == 0:
         print(f"{report}\n{announced}")
-    task = T2VTraining(config, device, mesh, ranks)
+    task = T2VTraining(config, device, mesh, ranks, report.sizes)
     if ranks.rank == 0:
         trained = sum(int(np.prod(p.shape)) for p in task.trained.params.values())
         print(f"model: {trained / 1e6:.2f} M parameters, {device}, {mesh.size} ranks")

@@ -25,6 +25,7 @@ from common.outputs import (
     write_tensors,
 )
 from common.parallel import Mesh, mesh_from_environment
+from common.provenance import strangers
 from common.runs import SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
 from common.text import check_encoder, tokenize
@@ -54,9 +55,12 @@ def sample(config: SampleConfig) -> None:
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")
     check_encoder(config.text, transformer_config.caption_channels)
+    for source in (config.transformer, config.vae):
+        source.check_files()
     runtime.check_dtypes(device, config.dtypes)
     plan = plan_videos(config, len(prompts), vae_config, transformer_config)
-    for message in plan.warnings if mesh.rank == 0 else ():
+    notes = [*plan.warnings, *strangers(config.transformer, config.vae, config.text)]
+    for message in notes if mesh.rank == 0 else ():
         print(f"warning: {message}", file=sys.stderr)
     config.sampler.table()  # refused now, if it is
     samples_mesh = config.parallel.samples_mesh(mesh)

@@ -16,6 +16,7 @@ ONLY = os.environ.get("TREE_ONLY", "")
 os.environ.setdefault("GLOG_v", "4")
 os.environ.setdefault("MS_OM_PATH", tempfile.gettempdir())  # where MindSpore leaves its failed graphs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # of digests; the user's own is left alone
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for every core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

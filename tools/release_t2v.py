@@ -23,6 +23,7 @@ from common.data.drawing import render
 from common.errors import InputError
 from common.files import read_json
 from common.images import write_png
+from common.model_record import copy_record
 from common.models import TransformerConfig, read_hub_config
 from common.oracle import Reading, read_back
 from tools.measuring import (
@@ -94,6 +95,7 @@ def run_make(given: argparse.Namespace) -> int:
     refuse_overwriting(given.model, given.target)
     halves = {name: in_float16(weights, name, given.model) for name in weights}
     save_weights(given.target, halves, read_json(Path(given.model) / "config.json"))
+    copy_record(given.model, given.target)
     num_bytes = sum(file.stat().st_size for file in weight_files(given.target))
     print(f"{given.target}: {num_parameters / 1e6:.2f} M parameters, {num_bytes / 1e6:.2f} MB in float16")
     return 0

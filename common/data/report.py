@@ -39,6 +39,11 @@ class Report:
         """Of a clip of each bucket, as the model computes it."""
         return [self.padded_to or line.tokens_per_clip for line in self.buckets]
 
+    @property
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Frames, height and width of each bucket."""
+        return [tuple(map(int, line.bucket.split("x"))) for line in self.buckets]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from common.errors import InputError
 from common.models import TransformerConfig, VAEConfig
 from common.noise import initial_weights, normal
 from common.outputs import batches, plan_jobs
@@ -108,3 +109,26 @@ def test_noise_is_a_function_of_seed_and_index():
     shapes = {"a.weight": (3, 4), "norm.weight": (5,), "b.bias": (2,)}
     forward, backward = initial_weights(shapes, 0), initial_weights(dict(reversed(shapes.items())), 0)
     assert all((forward[name] == backward[name]).all() for name in shapes)
+
+
+def test_keys_of_a_downloaded_config_that_are_not_ours_are_a_warning(tmp_path, capsys):
+    """Ours stay strict: a key of our own YAML that is not known is an error."""
+    theirs = {"_class_name": "OpenSoraT2V_v1_3", "norm_num_groups": 32, "attention_type": "default"}
+    (tmp_path / "config.json").write_text(json.dumps({**theirs, "num_layers": 4}))
+    source = ModelSource(path=str(tmp_path))
+    assert source.resolve(TransformerConfig, "transformer").num_layers == 4
+    source.resolve(TransformerConfig, "transformer")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("keys that are not known here are passed over: norm_num_groups, attention_type")
+    with pytest.raises(InputError, match=r"unknown key 'norm_num_groups'"):
+        ModelSource(config={"norm_num_groups": 32}, random_seed=0).resolve(TransformerConfig, "transformer")
+    with pytest.raises(InputError, match="unknown key 'num_layer'; did you mean 'num_layers'"):
+        ModelSource(path=str(tmp_path), overrides={"num_layer": 3}).resolve(TransformerConfig, "transformer")
+
+
+def test_a_trainers_checkpoint_names_the_models_inside(tmp_path):
+    for name in ("model", "model_ema"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"the models inside are .*/model, .*/model_ema: give one of them"):
+        ModelSource(path=str(tmp_path)).resolve(TransformerConfig, "transformer")
