@@ -27,6 +27,9 @@ DTYPES = {
 }
 
 
+TESTED = (2, 13)  # the least release of PyTorch that the tests ran with
+
+
 def setup(device: str = "auto", local_rank: int = 0) -> str:
     """Choose the device: auto, cpu, or the accelerator of this tree (ascend in ms, cuda in pt), with a number
     where there are several (cuda:1). No default is set in pt: models, samplers and loaders are given it. In
@@ -42,6 +45,9 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
         InputError: a device this tree does not know, or that is not there.
     """
     kind = kind_of(device)
+    if _release() < TESTED:
+        tried = ".".join(map(str, TESTED))
+        print(f"warning: torch {torch.__version__} was not tried here, {tried} was", file=sys.stderr)
     if kind not in ("auto", "cpu", "cuda"):
         raise InputError(f"device: got {device!r}; the PyTorch tree runs on auto, cpu, cuda")
     if kind == "auto":
@@ -57,8 +63,25 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
     index, count = number_of(device, local_rank), torch.cuda.device_count()
     if index >= count:
         raise InputError(f"device: got cuda:{index}, wanted one of {count}: cuda:0 to cuda:{count - 1}")
+    _warn_of_conv3d()
     torch.cuda.set_device(index)  # NCCL meets on the current one; nothing else of ours looks at it
     return f"cuda:{index}"
+
+
+def _release() -> tuple[int, ...]:
+    """Major and minor version of PyTorch."""
+    return tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+def _warn_of_conv3d() -> None:
+    """Name the releases of PyTorch whose 3D convolutions in bfloat16 leave cuDNN (pytorch/pytorch#166643)."""
+    version, cudnn = torch.__version__.split("+")[0], torch.backends.cudnn.version() or 0
+    if version in ("2.9.0", "2.9.1") and cudnn < 91500:
+        print(
+            f"warning: torch {version} with cuDNN {cudnn} takes 3 to 17 times the memory for 3D convolutions "
+            "in bfloat16, as the VAE has them: use another torch, or vae_dtype=float32",
+            file=sys.stderr,
+        )
 
 
 def check_dtypes(device: str, dtypes: Mapping[str, str]) -> None:

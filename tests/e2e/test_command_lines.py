@@ -404,6 +404,19 @@ def test_mistakes_are_found_before_anything_is_loaded(tree, tmp_path, call, monk
     assert not loaded
 
 
+@needs_encoder
+@ONLY_PT
+def test_a_bug_keeps_its_traceback(tree, tmp_path, call, monkeypatch):
+    """Only what a user can cause becomes one line: a ValueError deep inside a step is ours."""
+
+    def planted(*_):
+        return np.zeros((2, 3)) @ np.zeros((2, 3))
+
+    monkeypatch.setattr(tree.long_video, "decode", planted)
+    with pytest.raises(ValueError, match="matmul"):
+        call(tree, "sample", write(tmp_path, sample_settings(tmp_path)))
+
+
 @ONLY_PT
 def test_wrong_checkpoint_lists_every_key_before_anything_runs(tree, tmp_path, call):
     config = tiny_vae_config(use_attention=False)

@@ -166,3 +166,32 @@ def test_a_gpu_that_is_not_there_is_named_by_number(monkeypatch):
     assert taken == [1, 0]
     with pytest.raises(InputError, match=r"got cuda:2, wanted one of 2: cuda:0 to cuda:1"):
         runtime.setup("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("version", "cudnn", "told"),
+    [
+        ("2.9.1+cu128", 91002, "torch 2.9.1 with cuDNN 91002 takes 3 to 17 times the memory"),
+        ("2.9.0", 91500, ""),
+        ("2.13.0+cu130", 91002, ""),
+    ],
+)
+def test_releases_that_lose_cudnn_are_warned_of_by_name(monkeypatch, capsys, version, cudnn, told):
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    runtime._warn_of_conv3d()
+    assert told in capsys.readouterr().err
+
+
+def test_an_older_torch_than_the_tests_ran_with_is_warned_of(monkeypatch, capsys):
+    runtime.setup("cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch, "__version__", "2.8.1+cu126")
+    runtime.setup("cpu")
+    assert capsys.readouterr().err == "warning: torch 2.8.1+cu126 was not tried here, 2.13 was\n"
+
+
+def test_apples_gpu_is_not_taken_silently_for_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.setup("auto") == "cpu"
+    assert "auto takes the CPU; Apple's GPU (mps) is not supported" in capsys.readouterr().err
