@@ -41,7 +41,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         original_THWC = resize_crop(
             reader.frames(range(config.start, stop, config.stride)), config.height, config.width
         )
-        fps = reader.info.fps / config.stride
+        fps = reader.fps / config.stride
     with watch.stage("load"):
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
     with watch.stage("vae"):
