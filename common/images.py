@@ -5,7 +5,8 @@ Shape legend: B batch, C channels, T frames, H height, W width. Files and screen
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 MAY_MOVE = ("PNG", "WEBP", "GIF")  # what holds several pictures in other formats are previews or pages
 PILLOW_ERRORS = (  # that it raises for damaged files; it promises no more than OSError
-    *(OSError, EOFError, SyntaxError, ValueError, OverflowError, RuntimeError),
+    *(OSError, EOFError, SyntaxError, ValueError, IndexError, OverflowError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
@@ -96,11 +97,11 @@ def _decode(path: Path) -> _Decoded:
         num_frames = getattr(image, "n_frames", 1) if image.format in MAY_MOVE else 1
         if num_frames > 1:
             return _Decoded(np.empty(0), num_frames=num_frames)
-        if any(";16" in str(tile.args) for tile in image.tile) and image.mode != "I;16":
-            turned = 1 if image.format == "TIFF" else _orientation(image)  # OpenCV turns a TIFF itself
-            return _Decoded(_decode_deep(path), turned)  # Pillow would leave 8 of the 16 bits
-        image.load()
-        orientation = _orientation(image)  # of a TIFF 1 by now: loading has turned it
+        deep = any(";16" in str(tile.args) for tile in image.tile) and image.mode != "I;16"
+        image.load()  # which finds what is damaged or missing
+        orientation = _orientation(image)  # of a TIFF 1 by now: Pillow turns it here, OpenCV below
+        if deep:  # Pillow leaves 8 of the 16 bits
+            return _Decoded(_decode_deep(path), orientation)
         if image.mode in ("I", "F"):
             return _Decoded(np.asarray(image))
         if image.mode.startswith("I;16"):
@@ -142,6 +143,40 @@ def is_animated_webp(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(21)
     return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) == 21 and bool(start[20] & 2)
+
+
+def animation(path: Path) -> Iterator[tuple[np.ndarray, float]]:
+    """The frames of an animated WebP or PNG, RGB, upright and on white; and when each is shown, in seconds.
+
+    Raises:
+        MediaError: it is damaged from there on.
+    """
+    frames = _animation(path)
+    for number in count():
+        try:
+            decoded, time_s = next(frames, (None, 0.0))
+        except PILLOW_ERRORS as error:
+            raise MediaError(
+                f"video {path}: got '{error}' after {number} frames, wanted a whole file; fetch or convert "
+                "it again"
+            ) from None
+        if decoded is None:
+            return
+        image_HWC = TURNS[decoded.orientation](on_white(decoded.pixels_HWC))
+        yield np.ascontiguousarray(image_HWC), time_s
+
+
+def _animation(path: Path) -> Iterator[tuple[_Decoded, float]]:
+    """What Pillow makes of each frame; its errors are the caller's."""
+    time_s = 0.0
+    with Image.open(path, formats=("WEBP", "PNG")) as image:
+        num_frames = getattr(image, "n_frames", 1)
+        first = 1 if getattr(image, "default_image", False) else 0  # that one is for what cannot show motion
+        orientation = _orientation(image)  # of all frames
+        for number in range(first, num_frames):
+            image.seek(number)
+            yield _Decoded(np.asarray(image.convert("RGBA")), orientation, num_frames), time_s
+            time_s += image.info.get("duration", 0) / 1000
 
 
 def _begins(path: Path, *starts: bytes) -> bool:

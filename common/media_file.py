@@ -1,6 +1,6 @@
 """An open file of moving pictures: what its header says, its frames in order, and their pixels as seen.
 
-FFmpeg opens all but animated WebP, which Pillow does. Errors of both become MediaError here.
+Pillow reads animated WebP and PNG and still pictures, FFmpeg all else. Errors of both become MediaError.
 
 Shape legend: H height, W width, C channels (RGB). Pixels are uint8.
 """
@@ -20,11 +20,10 @@ from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
-from PIL import Image
 
 from .alpha import Alpha, mov_alpha, on_white
 from .errors import MediaError
-from .images import PILLOW_ERRORS, is_animated_webp
+from .images import animation, is_animated_webp, read_image
 
 WANTED = "wanted a video file such as MP4, MKV, AVI or GIF"
 REORDERED = 32  # packets that may precede one that is shown before them
@@ -35,7 +34,10 @@ PICTURES = (
     "apng",
     "webp",
 )  # containers that also hold still pictures, beside "png_pipe" etc.
+STILL = tuple(f"{name}_pipe" for name in ("png", "jpeg", "webp", "bmp", "tiff"))  # FFmpeg's, of one frame
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave alpha out
+# PyAV 18.1 raises IndexError where a stream begins in the middle of a transport stream.
+PYAV_ERRORS = (FFmpegError, IndexError)
 
 
 class DecodeError(MediaError):
@@ -74,7 +76,13 @@ def open_media(path: Path) -> MediaFile:
     """
     if not path.is_file():
         raise MediaError(f"video {path}: got no such file, {WANTED}; check the path")
-    return AnimatedWebP(path) if is_animated_webp(path) else FFmpegFile(path)
+    if is_animated_webp(path):
+        return PillowFile(path, moves=True)
+    file = FFmpegFile(path)
+    if file.format not in (*STILL, "apng"):
+        return file
+    file.close()
+    return PillowFile(path, moves=file.format == "apng")
 
 
 class FFmpegFile:
@@ -111,9 +119,10 @@ class FFmpegFile:
         try:
             for number, frame in enumerate(self._decoded(), 1):  # noqa: B007
                 yield frame
-        except FFmpegError as error:
+        except PYAV_ERRORS as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise DecodeError(
-                f"video {self.path}: got {error.strerror!r} after {number} frames, wanted a whole file; "
+                f"video {self.path}: got {reason!r} after {number} frames, wanted a whole file; "
                 "fetch or convert it again"
             ) from None
 
@@ -148,7 +157,7 @@ class FFmpegFile:
                     return []
                 if packet.size and packet.pts is not None and not packet.is_discard:
                     times.append(packet.pts)
-        except FFmpegError:
+        except PYAV_ERRORS:
             pass  # what lies behind cannot be read as a frame either
         return sorted(times)[:count]
 
@@ -227,45 +236,32 @@ class FFmpegFile:
         return self._stream.frames or int(self.duration_s * self._stream.average_rate)
 
 
-class AnimatedWebP:
-    """An animated WebP file, which FFmpeg does not decode."""
+class PillowFile:
+    """A picture as a video, a still one of one frame: FFmpeg lacks animated WebP, and PyAV lacks EXIF."""
 
-    time_base: Fraction | None = Fraction(1, 1000)
+    time_base: Fraction | None = Fraction(1, 90_000)
+    rate: Fraction | None = None
     start = 0
     duration_s = 0.0
     is_picture = True
     num_listed = 0
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rate: Fraction | None = None
-        try:
-            self._image = Image.open(path, formats=("WEBP",))
-        except PILLOW_ERRORS as error:
-            raise MediaError(f"video {path}: got {error}, {WANTED}; fetch or convert it again") from None
-        self.num_frames = getattr(self._image, "n_frames", 1)
+    def __init__(self, path: Path, moves: bool) -> None:
+        self.path, self.moves = path, moves
 
     def close(self) -> None:
-        """Give the file back."""
-        self._image.close()
+        """Nothing: each walk over the frames opens the file."""
 
     def frames(self) -> Iterator[av.VideoFrame]:
-        """Frames in order; their timestamps are when the ones before are over.
+        """Frames in order of display, without alpha.
 
         Raises:
-            DecodeError: the file is damaged from there on.
+            MediaError: the file is damaged from there on.
         """
-        for number in range(self.num_frames):
-            try:
-                self._image.seek(number)
-                pixels = np.asarray(self._image.convert("RGBA"))
-            except PILLOW_ERRORS as error:
-                raise DecodeError(
-                    f"video {self.path}: got '{error}' after {number} frames, wanted a whole file; "
-                    "fetch or convert it again"
-                ) from None
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
-            frame.pts, frame.time_base = int(self._image.info["timestamp"]), self.time_base
+        assert self.time_base is not None
+        for image_HWC, time_s in animation(self.path) if self.moves else [(read_image(self.path), 0.0)]:
+            frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
+            frame.pts, frame.time_base = round(time_s / self.time_base), self.time_base
             yield frame
 
     def seek(self, time: int) -> bool:
@@ -276,12 +272,12 @@ class AnimatedWebP:
         """Nothing: there is no other."""
 
     def times(self, count: int | None = None) -> list[int]:
-        """None: they take decoding."""
-        return []
+        """None of a moving one: they take decoding."""
+        return [] if self.moves else [0]
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        """RGB (H, W, 3) of a frame, on white where it is transparent."""
-        return on_white(frame.to_ndarray())
+        """RGB (H, W, 3)."""
+        return frame.to_ndarray()
 
 
 def _open(path: Path) -> tuple[InputContainer, av.VideoStream]:
@@ -314,7 +310,13 @@ class Orientation(NamedTuple):
 
 def orientation(frame: av.VideoFrame) -> Orientation:
     """What a frame's display matrix says, to the nearest quarter turn (libavutil/display.h)."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[arg-type] PyAV's stub wants str
+    try:
+        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[arg-type] PyAV's stub wants str
+    except (
+        ValueError
+    ):  # PyAV 18.1 has no name for some kinds of side data, such as EXIF; mirrors stay unknown
+        turns = round(frame.rotation / 90) % 4
+        return Orientation(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
     if matrix is None:
         return Orientation(False, False, False)
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y

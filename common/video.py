@@ -130,13 +130,13 @@ class VideoReader:
             MediaError: as `info`, where the header has none.
         """
         rate, time_base, num_gaps = self._file.rate, self._file.time_base, len(self._pts) - 1
-        if self._complete or not rate or not time_base:
+        if self._complete or not time_base or not (num_gaps > 0 or rate):
             return self.info.fps
         if num_gaps > 0 and self._pts_increase():
-            told, elapsed = num_gaps / rate, (self._pts[-1] - self._pts[0]) * time_base
-            if abs(elapsed - told) > 2 * time_base + SAME_RATE * told:
+            elapsed = (self._pts[-1] - self._pts[0]) * time_base
+            if not rate or abs(elapsed - num_gaps / rate) > 2 * time_base + SAME_RATE * num_gaps / rate:
                 return float(num_gaps / elapsed)
-        return float(rate)
+        return float(rate or 25)
 
     @property
     def is_picture(self) -> bool:
