@@ -106,9 +106,8 @@ def _decode(path: Path) -> _Decoded:
             return _Decoded(np.asarray(image))
         if image.mode.startswith("I;16"):
             return _Decoded(_grey_of_16_bits(image), orientation)
-        return _Decoded(
-            np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), orientation
-        )
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return _Decoded(np.asarray(image if image.mode == mode else image.convert(mode)), orientation)
 
 
 def _decode_deep(path: Path) -> np.ndarray:
