@@ -5,12 +5,13 @@ Shape legend: N clips or frames; T frames, H height, W width, C channels (RGB). 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, MediaError
 from .fvd import FEW_CLIPS, frechet_distance
 from .images import resize_crop
 from .runs import EvaluateVAEConfig
@@ -54,13 +55,26 @@ def read_clips(paths: Sequence[Path], config: EvaluateVAEConfig, skipped: dict[s
         name = str(path.relative_to(folder)) if folder.is_dir() else path.name
         try:
             with VideoReader(path) as reader:
-                total = reader.info.num_frames if config.clips_per_video != 1 else None
-                for start in clip_starts(total, config.num_frames * config.stride, config.clips_per_video):
+                for start in _starts(reader, config):
                     indices = range(start, start + config.num_frames * config.stride, config.stride)
                     frames_THWC = reader.frames(indices)
                     yield Clip(name, start, resize_crop(frames_THWC, config.height, config.width))
         except (InputError, OSError) as error:
             skipped[name] = str(error)
+
+
+def _starts(reader: VideoReader, config: EvaluateVAEConfig) -> Iterator[int]:
+    """Where the clips of a file begin. What is asked for after a clip was read knows the file better."""
+    span = config.num_frames * config.stride
+    yield 0
+    if config.clips_per_video == 1:
+        return
+    try:
+        total = reader.num_frames
+    except MediaError:  # damaged where its length takes decoding: clips up to there
+        yield from islice(count(span, span), config.clips_per_video - 1 if config.clips_per_video else None)
+    else:
+        yield from clip_starts(total, span, config.clips_per_video)[1:]
 
 
 def clip_starts(total: int | None, span: int, clips: int) -> list[int]:

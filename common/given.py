@@ -3,7 +3,7 @@
 Shapes: N given frames, H height, W width, C channels (RGB).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from pydantic import Field
 from .config import Config
 from .data.buckets import HW_STRIDE, shrunk_to_area
 from .data.transforms import Box, Fit, fit_to_size, stride_box
-from .errors import InputError
+from .errors import InputError, MediaError
 from .files import read_lines
-from .images import read_image
+from .images import MovingError, read_image
 from .models import TransformerConfig
-from .video import VideoReader
+from .video import TooShortError, VideoReader
 
-MOVING = (".gif", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".ts")
+UNBOUNDED = 2**62  # frames: more than any file has
 NOTHING = "-"  # the entry of a prompt for which nothing is given
 ABOUT = {"image": ("at",), "video": ("start", "keep"), "image or video": ("max_hxw",)}  # keys that go with it
 
@@ -116,25 +116,41 @@ def _read(config: GivenConfig, key: str, paths: tuple[str, ...], fps: float | No
         return _Source()
     if key == "video":
         return _of_video(config, paths[0], fps)
-    for path in paths:
-        if path.lower().endswith(MOVING):
-            raise InputError(
-                f"image {path}: got a moving picture, wanted a still one; give it as video={path} keep=0, or "
-                "save the frame you want as PNG"
-            )
     at = {1: [0], 2: [0, -1]}.get(len(paths)) if config.at is None else config.at
     if at is None or len(at) != len(paths):
         raise InputError(
             f"at: got {at} for {len(paths)} pictures, wanted a frame for each, such as at=[0, 8, -1]"
         )
-    return _Source(tuple(map(read_image, paths)), _inside(at, config.num_frames, "at"))
+    return _Source(tuple(map(_still, paths)), _inside(at, config.num_frames, "at"))
+
+
+def _still(path: str) -> np.ndarray:
+    """A still picture; its contents say whether it is one."""
+    try:
+        return read_image(path)
+    except MediaError as error:
+        if not isinstance(error, MovingError) and not _moves(path):
+            raise
+        raise InputError(
+            f"image {path}: got a moving picture, wanted a still one; give it as video={path} keep=0, or "
+            "save the frame you want as PNG"
+        ) from None
+
+
+def _moves(path: str) -> bool:
+    """Whether a file that is no picture is a video."""
+    try:
+        with VideoReader(path) as reader:
+            return not reader.is_picture
+    except MediaError:
+        return False
 
 
 def _of_video(config: GivenConfig, path: str, fps: float | None) -> _Source:
     keep, start = "0" if config.keep is None else str(config.keep), config.start or 0
     indices = _inside(parse_keep(keep, config.num_frames), config.num_frames, "keep")
-    with VideoReader(path) as reader:
-        total, rate = reader.info.num_frames, reader.info.fps
+
+    def chosen(total: int) -> list[int]:
         first = start if start >= 0 else total + start
         last = first + max(indices)
         if first < 0 or last >= total:
@@ -142,13 +158,32 @@ def _of_video(config: GivenConfig, path: str, fps: float | None) -> _Source:
                 f"video {path}: got {total} frames, wanted frames {first} to {last} of it (start={start}, "
                 f"keep={keep}); keep fewer, or start elsewhere"
             )
-        frames = tuple(reader.frames([first + index for index in indices]))
+        return [first + index for index in indices]
+
+    with VideoReader(path) as reader:
+        if reader.is_still:
+            raise InputError(
+                f"video {path}: got a still picture, wanted a moving one; give it as image={path}, and as "
+                "at=[0] the frame that it becomes"
+            )
+        frames = tuple(_chosen(reader, chosen, start))
+        rate = reader.fps
     other_rate = fps is not None and len(indices) > 1 and abs(rate / fps - 1) > 0.05
     told = (
         f"video {path}: got {rate:.4g} frames a second, the video is written with fps={fps}: the given part "
         "will play at another speed; convert the clip to that rate"
     )
     return _Source(frames, indices, (told,) if other_rate else ())
+
+
+def _chosen(reader: VideoReader, chosen: Callable[[int], list[int]], start: int) -> np.ndarray:
+    """Frames counted from the end, or from the start: then it does not matter whether the end is damaged."""
+    if start < 0:
+        return reader.frames_chosen(chosen)
+    try:
+        return reader.frames(chosen(UNBOUNDED))
+    except TooShortError:
+        return reader.frames_chosen(chosen)  # it knows by now how many there are
 
 
 def parse_keep(keep: str, num_frames: int) -> list[int]:

@@ -42,7 +42,12 @@ def slug(prompt: str) -> str:
     a script without spaces makes one long word, so bytes are counted too.
     """
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt.lower()))[:SLUG_WORDS]
-    return "_".join(words).encode()[:SLUG_BYTES].decode(errors="ignore").rstrip("_")
+    return shortened("_".join(words)).rstrip("_")
+
+
+def shortened(name: str) -> str:
+    """As much of a name as leaves room for what is put behind it."""
+    return name.encode(errors="surrogateescape")[:SLUG_BYTES].decode(errors="ignore")
 
 
 def digest(*arrays: np.ndarray) -> str:

@@ -11,7 +11,8 @@ import math
 import operator
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -20,20 +21,23 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from .errors import InputError, MediaError
-from .images import check_frames, whole_file
+from .files import whole_file
+from .images import check_frames
+from .media_file import DecodeError, open_media, orientation
 
+SAME_RATE = 0.02  # share by which the rate of some frames may differ from that of the file
 WORTH_SEEKING = 16  # frames; decoding on over a shorter gap is cheaper than starting the decoder anew
 NO_PTS = -1  # for frames without a timestamp
 CRF = 18  # constant quality of H.264; visually close to lossless
 
 Numbered = tuple[int, av.VideoFrame]
+
+
+class TooShortError(MediaError):
+    """The file is sound but has fewer frames than are asked for."""
 
 
 class VideoInfo(NamedTuple):
@@ -66,7 +70,7 @@ class VideoReader:
         self._size = (0, 0)  # height and width
         self._complete = False  # the table reaches the end of the file
         self._seekable = True
-        self._container, self._stream = _open(self.path)
+        self._file = open_media(self.path)
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -76,7 +80,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Give the file back."""
-        self._container.close()
+        self._file.close()
 
     @cached_property
     def info(self) -> VideoInfo:
@@ -88,9 +92,9 @@ class VideoReader:
         if not self._complete:
             deque(self._from_start(), maxlen=0)
         num_frames = len(self._pts)
-        fps = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+        fps = Fraction(self._file.rate or 25)
         if self._pts_increase():
-            times = [(pts - self._pts[0]) * (self._stream.time_base or Fraction(1)) for pts in self._pts]
+            times = [(pts - self._pts[0]) * (self._file.time_base or Fraction(1)) for pts in self._pts]
         else:
             times = [i / fps for i in range(num_frames)]
         if num_frames > 1:
@@ -98,14 +102,80 @@ class VideoReader:
         times_s = tuple(float(time) for time in times)
         return VideoInfo(num_frames, float(fps), *self._size, float(times[-1] + 1 / fps), times_s)
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames, from the times of packets, which are not decoded, so that damage does not matter.
+
+        Counted by decoding where the file does not tell those times, or told others than were decoded so far.
+
+        Raises:
+            MediaError: that takes decoding, and the file holds no frame or is damaged.
+        """
+        if not self._complete and not (self._listed and self._listed[: len(self._pts)] == self._pts):
+            deque(self._from_start(), maxlen=0)
+        return len(self._pts) if self._complete else len(self._listed)
+
+    @cached_property
+    def _listed(self) -> list[int]:
+        """When the frames are shown, as their packets say; [] if they do not."""
+        with closing(open_media(self.path)) as file:
+            times = file.times()
+        return times if all(a < b for a, b in pairwise(times)) else []
+
+    @property
+    def fps(self) -> float:
+        """Mean rate as the header has it, or that of the frames decoded so far if they contradict it.
+
+        Raises:
+            MediaError: as `info`, where the header has none.
+        """
+        rate, time_base, num_gaps = self._file.rate, self._file.time_base, len(self._pts) - 1
+        if self._complete or not time_base or not (num_gaps > 0 or rate):
+            return self.info.fps
+        if num_gaps > 0 and self._pts_increase():
+            elapsed = (self._pts[-1] - self._pts[0]) * time_base
+            if not rate or abs(elapsed - num_gaps / rate) > 2 * time_base + SAME_RATE * num_gaps / rate:
+                return float(num_gaps / elapsed)
+        return float(rate or 25)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the format is one of pictures, still or moving."""
+        return self._file.is_picture
+
+    @property
+    def is_still(self) -> bool:
+        """Whether the file is a still picture, of whatever suffix."""
+        return self.is_picture and self.num_frames == 1
+
+    def frames_chosen(self, choose: Callable[[int], Sequence[int]]) -> np.ndarray:
+        """The frames that `choose` picks when told how many there are: (T, H, W, 3).
+
+        It is asked again where what was decoded shows that the file has another number.
+
+        Raises:
+            MediaError: as `frames` and `num_frames`, and what `choose` raises.
+        """
+        while True:
+            total = self.num_frames
+            try:
+                found = self.frames(choose(total))
+            except TooShortError:
+                if self.num_frames == total:
+                    raise
+            else:
+                if self.num_frames == total:
+                    return found
+
     def frames(self, indices: Iterable[int] | None = None) -> np.ndarray:
         """The frames with these indices, in this order (repeats allowed), or all: (T, H, W, 3).
 
         Raises:
-            MediaError: an index is out of range, or the file is damaged or empty.
+            TooShortError: an index is past the end.
+            MediaError: another is out of range, or the file is damaged or empty.
         """
         if indices is None:
-            return np.stack([to_rgb(frame) for _, frame in self._from_start()])
+            return np.stack([self._file.pixels(frame) for _, frame in self._from_start()])
         order = [operator.index(i) for i in indices]
         wanted = sorted(set(order))
         if not wanted or wanted[0] < 0:
@@ -115,13 +185,13 @@ class VideoReader:
         found: dict[int, np.ndarray] = {}
         if wanted[-1] < len(self._pts) and self._seekable and self._pts_increase():
             for run in self._runs(wanted):
-                found |= _collect(self._from_key(self._key_before(run[0])), run)
+                found |= self._collect(self._from_key(self._key_before(run[0])), run)
             self._seekable = len(found) == len(wanted)
         missing = [i for i in wanted if i not in found]
         if missing and not (self._complete and missing[-1] >= len(self._pts)):
-            found |= _collect(self._from_start(), missing)
+            found |= self._collect(self._from_start(), missing)
         if wanted[-1] not in found:
-            raise MediaError(
+            raise TooShortError(
                 f"video {self.path}: got frame index {wanted[-1]}, wanted 0 to {len(self._pts) - 1}; "
                 f"the file has {len(self._pts)} frames, ask for fewer"
             )
@@ -130,22 +200,16 @@ class VideoReader:
     def _from_start(self) -> Iterator[Numbered]:
         """Every frame with its index, noting timestamps and key frames on the way."""
         self.close()
-        self._container, self._stream = _open(self.path)  # not every format can seek back to its first frame
+        self._file = open_media(self.path)  # not every format can seek back to its first frame
         index = -1
-        try:
-            for index, frame in enumerate(self._container.decode(self._stream)):
-                if frame.is_corrupt:
-                    raise MediaError(
-                        f"video {self.path}: got frame {index} damaged, wanted a whole file; fetch it again"
-                    )
-                if index == len(self._pts):
-                    self._note(index, frame)
-                yield index, frame
-        except FFmpegError as error:
-            raise MediaError(
-                f"video {self.path}: got {error.strerror!r} after {index + 1} frames, wanted a whole file; "
-                "fetch or convert it again"
-            ) from None
+        for index, frame in enumerate(self._file.frames()):
+            if frame.is_corrupt:
+                raise DecodeError(
+                    f"video {self.path}: got frame {index} damaged, wanted a whole file; fetch it again"
+                )
+            if index == len(self._pts):
+                self._note(index, frame)
+            yield index, frame
         if index < 0:
             raise MediaError(f"video {self.path}: got no frame at all, wanted one or more; fetch it again")
         self._complete = True
@@ -165,10 +229,11 @@ class VideoReader:
 
     def _from_key(self, key: int) -> Iterator[Numbered]:
         """Frames from key frame `key` on, for as long as they are those of the table."""
+        if not self._file.seek(self._pts[key]):
+            return
+        index = key
         try:
-            self._container.seek(self._pts[key], stream=self._stream)
-            index = key
-            for frame in self._container.decode(self._stream):
+            for frame in self._file.frames():
                 if index == key and frame.pts is not None and frame.pts < self._pts[key]:
                     continue  # left over from the key frame before
                 known = index < len(self._pts) and frame.pts == self._pts[index]
@@ -176,8 +241,19 @@ class VideoReader:
                     return
                 yield index, frame
                 index += 1
-        except FFmpegError:
+        except DecodeError:
             return  # the decode from the start decides whether the file is damaged
+
+    def _collect(self, walk: Iterator[Numbered], wanted: Sequence[int]) -> dict[int, np.ndarray]:
+        """Pixels of the frames of `walk` whose index is wanted; stops after the last."""
+        left, found = set(wanted), {}
+        for index, frame in walk:
+            if index in left:
+                found[index] = self._file.pixels(frame)
+                left.remove(index)
+            if not left:
+                break
+        return found
 
     def _runs(self, wanted: list[int]) -> Iterator[list[int]]:
         """`wanted` in pieces, cut where a key frame lies far enough ahead to jump to it."""
@@ -288,66 +364,3 @@ def _encode(path: Path, frames_THWC: np.ndarray, rate: Fraction) -> None:
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def _open(path: Path) -> tuple[InputContainer, av.VideoStream]:
-    wanted = "wanted a video file such as MP4, MKV, AVI or GIF"
-    if not path.is_file():
-        raise MediaError(f"video {path}: got no such file, {wanted}; check the path")
-    try:
-        container = av.open(str(path.absolute()))
-    except FFmpegError as error:
-        raise MediaError(
-            f"video {path}: got {error.strerror!r}, {wanted}; fetch or convert it again"
-        ) from None
-    pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not pictures or container.format.name == "tty":  # FFmpeg plays any .txt as terminal art
-        container.close()
-        raise MediaError(f"video {path}: got no moving pictures in it, {wanted}; is it sound or text?")
-    if pictures[0].codec_context is None:
-        container.close()
-        raise MediaError(
-            f"video {path}: got an encrypted stream or a codec that this FFmpeg lacks, {wanted}; convert it"
-        )
-    pictures[0].thread_type = "AUTO"
-    return container, pictures[0]
-
-
-def _collect(walk: Iterator[Numbered], wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    """Pixels of the frames of `walk` whose index is wanted; stops after the last."""
-    left, found = set(wanted), {}
-    for index, frame in walk:
-        if index in left:
-            found[index] = to_rgb(frame)
-            left.remove(index)
-        if not left:
-            break
-    return found
-
-
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """Pixels (H, W, 3) in uint8, upright as the file says."""
-    image_HWC = frame.to_ndarray(format="rgb24", threads=1)  # more threads cost more than they save
-    turned, upside_down, mirrored = orientation(frame)
-    if turned:
-        image_HWC = image_HWC.transpose(1, 0, 2)
-    return image_HWC[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-
-
-class Orientation(NamedTuple):
-    """How to show a picture: rows and columns exchanged first, then the flips."""
-
-    turned: bool
-    upside_down: bool
-    mirrored: bool
-
-
-def orientation(frame: av.VideoFrame) -> Orientation:
-    """What a frame's display matrix says, to the nearest quarter turn (libavutil/display.h)."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[arg-type] PyAV's stub wants str
-    if matrix is None:
-        return Orientation(False, False, False)
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    turned = abs(b) > abs(a)
-    across, down = (c, b) if turned else (a, d)
-    return Orientation(turned, down < 0, across < 0)

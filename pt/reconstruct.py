@@ -11,7 +11,7 @@ from common import cli
 from common.images import resize_crop, side_by_side, to_model, to_uint8
 from common.metrics import psnr_ssim_T
 from common.noise import normal
-from common.outputs import digest, free_stem, write_frames, write_tensors
+from common.outputs import digest, free_stem, shortened, write_frames, write_tensors
 from common.runs import ReconstructConfig, RoundTripConfig, resolve_vae
 from common.video import VideoReader
 
@@ -42,7 +42,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         original_THWC = resize_crop(
             reader.frames(range(config.start, stop, config.stride)), config.height, config.width
         )
-        fps = reader.info.fps / config.stride
+        fps = reader.fps / config.stride
     with watch.stage("load"):
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
     with watch.stage("vae"):
@@ -51,7 +51,8 @@ def reconstruct(config: ReconstructConfig) -> None:
 
     psnr, ssim = (float(values_T.mean()) for values_T in psnr_ssim_T(original_THWC, restored_THWC))
     content = digest(restored_THWC)
-    stem = free_stem(folder, f"{Path(config.input).stem}_restored", content, config.overwrite)
+    stem = f"{shortened(Path(config.input).stem)}_restored"  # never the name of the input
+    stem = free_stem(folder, stem, content, config.overwrite)
     with watch.stage("write"):
         names = write_frames(folder, stem, restored_THWC, fps)
         names += write_frames(folder, f"{stem}_beside", side_by_side(original_THWC, restored_THWC), fps)

@@ -11,6 +11,7 @@ from .annotations import Annotations, read_annotations
 from .buckets import Bucket, rounded_up
 from .grouping import Dealer, by_size
 from .items import ClipItem
+from .lengths import add_lengths
 from .report import BucketReport, Report
 from .selection import KEPT, REASONS, select
 from .t2v_config import T2VDataConfig
@@ -34,10 +35,14 @@ class AnnotatedClips:
         assert config.sizes is not None
         self.config, self.batch, self.seed = config, batch, seed
         self.annotations = read_annotations(config.annotations, config.root)
-        columns = self.annotations.columns()
         draws = generator(seed, index_of("drop short")).random(len(self.annotations))
         low = _low_scores(config, self.annotations)
-        self.selection = select(columns, config, config.sizes, draws, low)
+        self.selection = select(self.annotations.columns(), config, config.sizes, draws, low)
+        lacking = np.flatnonzero(self.selection.reason == REASONS.index("no number of frames"))
+        probed = add_lengths(self.annotations, lacking)
+        columns = self.annotations.columns()
+        if len(probed):
+            self.selection = select(columns, config, config.sizes, draws, low)
         members = np.flatnonzero(self.selection.reason == KEPT)
         chosen = self.selection
         sizes = np.stack([chosen.num_frames, chosen.height, chosen.width], axis=1)[members]
@@ -53,6 +58,8 @@ class AnnotatedClips:
             )
         kept = self.selection.reason == KEPT
         self.assumed_fps = int((kept & np.isnan(columns.fps) & ~columns.is_image).sum())
+        self.derived_lengths = int((kept & self.annotations.column("derived") & ~columns.is_image).sum())
+        self.probed_lengths = int(kept[probed].sum())
         self.groups = groups
         self._deal = Dealer(groups if config.group else [members], batch, seed)
 
@@ -85,6 +92,8 @@ class AnnotatedClips:
             dropped=self._dropped(),
             unreadable=self.annotations.unreadable_named,
             assumed_fps=self.assumed_fps,
+            derived_lengths=self.derived_lengths,
+            probed_lengths=self.probed_lengths,
             batch=self.batch,
             ranks=ranks,
             buckets=[

@@ -1,9 +1,10 @@
 """Annotations of captioned clips and pictures: read once, kept compactly, entry by entry on demand.
 
 An entry has `path` and `cap` (a sentence or a list of them), `resolution` {height, width}, `num_frames`,
-`fps`, `aesthetic` (or `aes`), `cut` [first frame, ...], `crop` [left, right, top, bottom], `motion` and
-`tech`. Files are JSON (a list), JSONL (an entry per line) or Parquet (the same names as columns). What an
-entry lacks is judged later (selection.py); only those that do not have this form are counted and named here.
+`fps`, `duration` (seconds, looked at where `num_frames` is missing), `aesthetic` (or `aes`), `cut` [first
+frame, ...], `crop` [left, right, top, bottom], `motion` and `tech`. Files are JSON (a list), JSONL (an entry
+per line) or Parquet (the same names as columns). What an entry lacks is judged later (selection.py); only
+those that do not have this form are counted and named here.
 """
 
 from array import array
@@ -20,6 +21,7 @@ from common.files import listed_path, parse_json, read_lines
 from .selection import Columns
 from .texts import Texts
 
+MAY_MOVE = (".png", ".webp")  # suffixes of pictures that move if more than one frame is annotated
 SUFFIXES = (".json", ".jsonl", ".parquet")
 BUFFER = 2**18  # bytes of Parquet read at a time; a group of rows may be the whole file
 MAX_NAMED = 10  # unreadable entries named in a report
@@ -81,6 +83,11 @@ class Annotations:
             value["aesthetic"],
         )
 
+    def set_length(self, index: int, num_frames: int, fps: float) -> None:
+        """Fill in what entry number `index` lacks."""
+        self._columns["num_frames"][index] = num_frames
+        self._columns["fps"][index] = fps
+
     def add_file(self, root: str, path: Path) -> None:
         """Append the entries of a file, whose paths begin at `root`.
 
@@ -114,6 +121,8 @@ class Annotations:
         fps = _number(entry.get("fps"), "fps")
         if fps <= 0:
             raise InputError(f"fps is {fps}")
+        num_frames = _whole(entry.get("num_frames") or 0, "num_frames")
+        derived = 0 if num_frames > 0 else _length(fps, _number(entry.get("duration"), "duration"))
         cut = entry.get("cut")
         start = 0 if cut is None else _whole(next(iter(_items(cut, "cut")), None), "cut")
         if start < 0:
@@ -124,10 +133,11 @@ class Annotations:
             False,
             any(caption.strip() for caption in captions),
             suffix in _KNOWN,
-            suffix in IMAGE_SUFFIXES,
+            suffix in IMAGE_SUFFIXES and (suffix not in MAY_MOVE or num_frames <= 1),
             _whole(size.get("height") or 0, "resolution.height"),
             _whole(size.get("width") or 0, "resolution.width"),
-            _whole(entry.get("num_frames") or 0, "num_frames"),
+            derived or num_frames,
+            derived > 0,
             fps,
             start,
             _number(entry.get("aes") if aesthetic is None else aesthetic, "aesthetic"),
@@ -140,7 +150,7 @@ class Annotations:
         if len(self.unreadable_named) < MAX_NAMED:
             self.unreadable_named.append(what)
         nan = float("nan")
-        row = (len(self.roots) - 1, True, False, False, False, 0, 0, 0, nan, 0, nan, nan, nan)
+        row = (len(self.roots) - 1, True, False, False, False, 0, 0, 0, False, nan, 0, nan, nan, nan)
         self._append(row, NO_CROP, ("",))
 
     def _append(self, row: tuple, crop: tuple[int, ...], texts: tuple[str, ...]) -> None:
@@ -161,6 +171,7 @@ COLUMNS = {  # name and type code of the module array
     "height": "i",
     "width": "i",
     "num_frames": "i",
+    "derived": "b",  # num_frames is fps times duration
     "fps": "d",
     "start": "i",
     "aesthetic": "f",
@@ -257,14 +268,20 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 for entry in batch.to_pylist():
                     number += 1
                     yield f"row {number}", entry
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # the second: texts that are no UTF-8
         raise InputError(f"annotations {path}: got {error}, wanted a Parquet file; write it again") from None
 
 
 _FIELDS = {
-    *("path", "cap", "resolution", "num_frames", "fps", "cut", "crop"),
+    *("path", "cap", "resolution", "num_frames", "fps", "duration", "cut", "crop"),
     *("aesthetic", "aes", "motion", "tech"),
 }
+
+
+def _length(fps: float, duration_s: float) -> int:
+    """Number of frames, or 0 where that cannot be told: without a rate, the file itself says more."""
+    num_frames = fps * duration_s
+    return int(num_frames + 0.5) if 0.5 <= num_frames <= LARGEST else 0  # not NaN either
 
 
 def _as_entry(entry: Any) -> Any:

@@ -17,9 +17,10 @@ from common.config import Config
 from common.errors import InputError
 from common.images import read_image, resize_crop
 from common.noise import generator, index_of
+from common.video import TooShortError
 
 from .broken import MAX_TRIES, Defect
-from .clip_file import TooShortError, read_clip
+from .clip_file import read_clip
 from .photographs import find_photographs, glide, read_photograph
 from .video_files import IMAGE_SUFFIXES, find_videos
 

@@ -8,22 +8,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.data.clip_file import TooShortError
 from common.errors import InputError, MediaError
 from common.images import read_image, to_model
 from common.noise import generator, index_of
+from common.video import TooShortError
 
 from .annotations import NO_CROP, Entry
 from .broken import Defect
 from .buckets import Bucket
-from .frames import read_frames
+from .frames import OtherRateError, read_frames
 from .selection import UNKNOWN_FPS, choose_frames
 from .t2v_config import T2VDataConfig
 from .text import chooser, training_text
 from .transforms import Box, fit_of
 
 NEARLY = 0.02  # of the annotated height and width: encoders round
-UNDECODABLE, TOO_SHORT, OTHER_SIZE = "undecodable", "shorter than annotated", "not of the annotated size"
+UNDECODABLE, TOO_SHORT = "undecodable", "shorter than annotated"
+OTHER_SIZE, OTHER_RATE = "not of the annotated size", "not of the annotated rate"
 
 
 class ClipItem(NamedTuple):
@@ -72,7 +73,7 @@ class T2VReader:
         try:
             x_CTHW = self._pixels(item, rng)
         except (InputError, OSError) as error:
-            kinds = {OtherSizeError: OTHER_SIZE, TooShortError: TOO_SHORT}
+            kinds = {OtherSizeError: OTHER_SIZE, OtherRateError: OTHER_RATE, TooShortError: TOO_SHORT}
             defect = Defect(kinds.get(type(error), UNDECODABLE), str(error), path)
             return Sample(path, None, defect=defect, number=item.number)
         return Sample(path, x_CTHW, self._text(item.entry.captions, item, rng), number=item.number)
@@ -100,15 +101,16 @@ class T2VReader:
         if entry.is_image:
             x_THWC = fit(read_image(entry.path)[None])
         else:
+            fps = None if np.isnan(entry.fps) else entry.fps
             indices = choose_frames(
                 entry.start,
                 entry.num_frames,
-                UNKNOWN_FPS if np.isnan(entry.fps) else entry.fps,
+                fps or UNKNOWN_FPS,
                 self.config,
                 lambda total, length: int(rng.integers(total - length + 1)),
                 self.config.speed_factor,
             )
-            x_THWC = read_frames(entry.path, indices, fit)
+            x_THWC = read_frames(entry.path, indices, fit, fps)
         x_THWC *= np.float32(2 / 255)
         x_THWC -= 1
         return np.ascontiguousarray(x_THWC.transpose(3, 0, 1, 2))

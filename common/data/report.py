@@ -32,6 +32,8 @@ class Report:
     steps_per_epoch: int | None
     repeated: int  # samples that fill up the last batch of a bucket
     padding_share: float  # of the tokens that the model computes
+    derived_lengths: int = 0  # kept videos whose num_frames is fps times duration
+    probed_lengths: int = 0  # kept videos whose num_frames is that of the file's header
     padded_to: int | None = None  # tokens of every clip, where all are padded to one size
 
     @property
@@ -59,8 +61,13 @@ class Report:
     def _first_line(self) -> str:
         if not self.scanned:
             return f"data: {self.source}"
-        note = f"; {self.assumed_fps} without fps, taken as 24" if self.assumed_fps else ""
-        return f"data: {self.source}: {self.kept} of {self.scanned} clips are used{note}"
+        notes = {
+            "without fps, taken as 24": self.assumed_fps,
+            "without num_frames, taken as fps times duration": self.derived_lengths,
+            "without num_frames, taken from the file": self.probed_lengths,
+        }
+        told = "".join(f"; {number} {note}" for note, number in notes.items() if number)
+        return f"data: {self.source}: {self.kept} of {self.scanned} clips are used{told}"
 
     def _dropped(self) -> list[str]:
         lines = [f"  dropped {count:>9}  {reason}" for reason, count in self.dropped.items()]

@@ -146,6 +146,33 @@ def test_gif_and_avi_are_clips(tmp_path, suffix):
         given(image=str(path))
 
 
+@pytest.mark.parametrize("suffix", ["webp", "png"])
+def test_what_a_file_holds_decides_whether_it_is_a_clip(tmp_path, suffix):
+    shades = [Image.fromarray(np.full((40, 60, 3), 20 * t, np.uint8)) for t in range(6)]
+    moving, still = str(tmp_path / f"moving.{suffix}"), str(tmp_path / f"still.{suffix}")
+    shades[0].save(moving, save_all=True, append_images=shades[1:], duration=100, lossless=True)
+    shades[3].save(still, lossless=True)
+    assert grey_levels(given(video=moving, keep="0:4")[0]) == [0, 1, 2, 3]
+    assert grey_levels(given(video=moving, start=-2, keep="0:2")[0]) == [4, 5]
+    assert grey_levels(given(image=still)[0]) == [3]
+    with pytest.raises(
+        ValueError, match=r"image .*got a moving picture, wanted a still one; give it as video="
+    ):
+        given(image=moving)
+    with pytest.raises(
+        ValueError, match=r"video .*got a still picture, wanted a moving one; give it as image="
+    ):
+        given(video=still)
+
+
+def test_suffixes_do_not_decide(tmp_path):
+    renamed = Path(clip(tmp_path / "clip.mp4")).rename(tmp_path / "clip.png")
+    with pytest.raises(ValueError, match=r"got a moving picture, wanted a still one; give it as video="):
+        given(image=str(renamed))
+    assert grey_levels(given(video=str(renamed), keep="0:2")[0]) == [0, 1]
+    assert given(image=save(tmp_path / "still.gif", picture()[..., 0]))[0].indices == (0,)
+
+
 def test_transparent_pixels_lie_on_white(tmp_path):
     rgba = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
     assert (given(image=save(tmp_path / "a.png", rgba))[0].frames_NHWC[0] == 255).all()

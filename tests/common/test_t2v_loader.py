@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.captions import aesthetic_notice, clean_caption_as_trained
 from common.config import build
+from common.data import frames
 from common.data.grouping import Dealer, by_size
 from common.data.scenes import draw_scene, is_heldout
 from common.data.t2v import T2VLoader
@@ -265,6 +268,89 @@ def test_broken_files_are_replaced_and_named(folder):
     assert "broken.mp4" in loader.summary()
     again = dict(T2VLoader(loader.config.replace(workers=1), 2, seed=0).batches(0, 6))
     assert_equal(again, {step: seen[step] for step in again})
+
+
+@pytest.mark.parametrize(("annotated", "noticed"), [(24, True), (15, True), (16.5, False), (None, False)])
+def test_another_rate_than_annotated_is_noticed(folder, annotated, noticed):
+    """Files have 16 frames a second: annotated as 24 they would be trained on in slow motion."""
+    odd = [entry("0.mp4", LONG, fps=annotated)]
+    kept = config(folder, clip_entries() + odd, min_bucket_batches=0, max_bad_share=0.5)
+    loader = T2VLoader(kept, 2, seed=0, substitute=False)
+    for _ in loader.batches(0, loader.report().steps_per_epoch):
+        pass
+    assert len(loader.broken) == noticed
+    if noticed:
+        (defect,) = loader.broken.defects.values()
+        assert defect.kind == "not of the annotated rate"
+        assert f"got 16 frames a second, wanted {annotated} as annotated" in defect.reason
+        assert "1 not of the annotated rate" in loader.summary()
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+@pytest.mark.parametrize("fps", [24, 60])
+def test_the_rate_of_a_file_without_a_list_of_frames_is_measured(folder, suffix, fps):
+    path = folder / f"{fps}.{suffix}"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mjpeg", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for _ in range(40):
+            image_HWC = np.zeros((64, 96, 3), np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")))
+        file.mux(stream.encode(None))
+    indices = np.arange(5)
+    assert len(frames.read_frames(path, indices, lambda x: x, fps=fps * 1.04)) == 5
+    with pytest.raises(frames.OtherRateError, match=rf"got {fps} frames a second.*as annotated; correct fps"):
+        frames.read_frames(path, indices, lambda x: x, fps=fps * 1.06)
+
+
+def test_missing_lengths_come_from_the_annotation_or_the_file(folder):
+    entries = [
+        entry("0.mp4", LONG, num_frames=None, duration=2.5),
+        entry("1.mp4", LONG, num_frames=None),
+        entry("2.mp4", LONG, num_frames=0, fps=None),
+        entry("3.mp4", LONG, num_frames=None, cut=[7, 40]),
+        entry("nowhere.mp4", LONG, num_frames=None),
+        entry("4.mp4", LONG, num_frames=None, duration="long"),
+        entry("4.mp4", LONG, duration="long"),  # not looked at
+        entry("x.mp4", LONG, num_frames=None, cap=""),
+    ]
+    kept = config(folder, entries, min_bucket_batches=0)
+    loader = T2VLoader(kept, 1, seed=0)
+    assert [loader.source.annotations.entry(i).num_frames for i in range(4)] == [40, 40, 40, 33]
+    assert loader.source.annotations.entry(2).fps == 16
+    report = loader.report()
+    assert report.kept == 5
+    assert report.dropped == {"unreadable entry": 1, "no caption": 1, "no number of frames": 1}
+    assert (report.derived_lengths, report.probed_lengths, report.assumed_fps) == (1, 3, 0)
+    assert "1 without num_frames, taken as fps times duration; 3 without num_frames, taken from" in str(
+        report
+    )
+    assert len(set(names(dict(loader.batches(0, report.steps_per_epoch))))) == 5
+    assert not len(loader.broken)
+
+
+def test_only_entries_that_would_be_used_are_looked_up(folder, monkeypatch):
+    """A million entries with all they need open no file."""
+    monkeypatch.setattr("common.data.lengths.open_media", lambda path: pytest.fail(f"opened {path}"))
+    T2VLoader(config(folder, [*clip_entries(), entry("0.mp4", LONG, num_frames=None, cap="")]), 2, seed=0)
+
+
+def test_an_animated_picture_is_a_video_if_annotated_as_one(folder):
+    shades = [Image.fromarray(np.full((64, 96, 3), 5 * i, np.uint8)) for i in range(40)]
+    shades[0].save(
+        folder / "moving.webp", save_all=True, append_images=shades[1:], duration=50, lossless=True
+    )
+    moving = entry("moving.webp", LONG, fps=20)
+    x_BCTHW = batches(config(folder, [moving]), batch_size=1, stop=1)[0]["x_BCTHW"]
+    assert x_BCTHW.shape == (1, 3, 29, 32, 48)
+    assert (np.diff(x_BCTHW[0, 0, :, 0, 0]) > 0).all()
+    loader = T2VLoader(
+        config(folder, [*clip_entries(), entry("moving.webp", (1, 64, 96))], max_bad_share=0.5), 1, 0
+    )
+    for _ in loader.batches(0, loader.report().steps_per_epoch):
+        pass
+    (defect,) = loader.broken.defects.values()
+    assert "got a moving picture of 40 frames" in defect.reason
 
 
 def test_every_clip_of_a_broken_file_counts(folder):

@@ -115,12 +115,12 @@ def test_any_frame_is_the_frame_asked_for(clip, name):
 @pytest.mark.parametrize("name", ["mp4", "avi", "variable rate mp4", "variable rate mkv", "open gop"])
 def test_a_reader_that_knows_the_file_jumps(clip, name, monkeypatch):
     decoded = []
-    collect = video._collect
-    monkeypatch.setattr(
-        video,
-        "_collect",
-        lambda walk, wanted: collect((decoded.append(i) or (i, f) for i, f in walk), wanted),
-    )
+    collect = VideoReader._collect
+
+    def counting(reader, walk, wanted):
+        return collect(reader, ((decoded.append(i) or (i, f)) for i, f in walk), wanted)
+
+    monkeypatch.setattr(VideoReader, "_collect", counting)
     with VideoReader(clip(name)) as reader:
         assert reader.info.num_frames == NUM_FRAMES
         assert numbers(reader.frames([NUM_FRAMES - 1, 2])) == [NUM_FRAMES - 1, 2]
