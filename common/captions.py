@@ -5,6 +5,7 @@ order of rewrites, applied twice. Randomness is handed in (`choose`, `draw`), so
 """
 
 import html
+import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Literal
 from urllib.parse import unquote_plus
 
 import ftfy
-from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 from bs4.builder import ParserRejectedMarkup
 
 from .errors import InputError
@@ -87,9 +88,10 @@ def _strip_html(text: str) -> str:
     if "<" not in text and "&" not in text:  # nothing to parse, and parsing is the slowest step
         return text
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a caption may look like a file name
+        warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)  # a caption may quote XML
         try:
-            return BeautifulSoup(text, features="html.parser").text
+            # As a stream: a string is first examined for being a file name, which fails on lone surrogates.
+            return BeautifulSoup(io.StringIO(text, newline=""), features="html.parser").text
         except ParserRejectedMarkup:  # "a <![ b" is not HTML, so there is none to strip
             return text
 
@@ -124,7 +126,8 @@ _LITTER = _table(
     (f"[{_DASH}]+", "-", "one kind of dash"),
     ("[`´«»“”¨]", '"', "one kind of double quote"),
     ("[‘’]", "'", "one kind of single quote"),
-    ("&quot;?|&amp", "", "entity that survived the parser"),
+    ("&quot;?", "", "entity that survived the parser"),
+    ("&amp", "", "another, at times uncovered by the first removal"),
     (r"\d{1,3}(?:\.\d{1,3}){3}", " ", "IP address"),
     (r"\d:\d\d\s+$", "", "time of an article, at the end"),
     (r"\\n", " ", "line break written as backslash n"),

@@ -1,11 +1,23 @@
 """Captions equal the reference's, byte for byte; prompts are read from wherever the user has them."""
 
 import warnings
+from functools import cache, partial
 
 import pytest
+from bs4.builder import ParserRejectedMarkup
 
 from common import captions
+from tests.common import caption_texts
+from tests.common.caption_oracle import oracle
 from tests.recorded import recorded
+
+# What encoders are given: (the cleaner, whether it takes the text as a list of one, whether Chinese stays).
+FORMS = {
+    "list_mt5": (captions.clean_caption_as_trained, True, True),
+    "list_t5": (partial(captions.clean_caption_as_trained, keep_chinese=False), True, False),
+    "text_mt5": (captions.clean_caption, False, True),
+}
+REFUSALS = (ParserRejectedMarkup, UnicodeEncodeError)  # the oracle's, from inside BeautifulSoup
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +46,71 @@ def test_cleaning_equals_the_reference(golden):
             captions.clean_caption_as_trained(text, keep_chinese=False) == record["cleaned_from_list_t5"]
         ), text
         assert captions.clean_caption(text) == record["cleaned_from_str_mt5"], text
+
+
+@cache
+def generated() -> list[str]:
+    return caption_texts.captions(2000, seed=20261130)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cleaning_equals_the_oracle_on_generated_captions(form):
+    clean, as_list, keep_chinese = FORMS[form]
+    reference = oracle(keep_chinese)
+    wrong, refused = [], 0
+    for text in generated():
+        ours = clean(text)
+        try:
+            theirs = reference(str([text]) if as_list else text)
+        except REFUSALS:
+            refused += 1
+        else:
+            wrong += [] if ours == theirs else [(text, ours, theirs)]
+    assert not wrong, f"{len(wrong)} differ, the shortest: {min(wrong, key=lambda case: len(case[0]))}"
+    assert refused < len(generated()) / 20, "so many are not compared"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned", "as_trained"),
+    [
+        ("&amp;am&amp;quot;p", "", '"'),  # taking out &quot; uncovers &amp
+        ("%3Cb%3Ecat%3C%2Fb%3E", "cat", "cat"),  # a tag once the percent signs are decoded
+        ("&lt;b&gt;cat", "cat", "cat"),  # a tag in the second pass
+        ("&lt;b&gt;cat&lt;/b&gt;", "cat< b>", "cat< b>"),  # the first pass has taken the slash
+        ("＆ｌｔ；ｂ＆ｇｔ；cat", "cat", "cat"),  # an entity once the full-width signs are repaired
+        ("&#38;#60;b&#62;cat", "b>cat", "b>cat"),
+        ("%2526amp%253B cat", "cat", "cat"),
+        ("a cat, ", "a cat", "a cat"),
+        ("jc6640, a cat, free shipping", "a cat", "a cat"),
+        ("click here, a cat, page 12", "click here, a cat", "click here, a cat"),
+        ("<b>, a cat :</b>", "a cat", "a cat"),
+        ("- 'a cat' -", "a cat", "a cat"),
+        ("'', a cat", '", a cat', "a cat"),
+        ("'\"", '"', ""),
+        ("« a cat », “a dog”.", '" a cat ", "a dog".', 'a cat ", "a dog".'),
+        ("“a cat” and ‘a dog’", "a cat\" and 'a dog", "a cat\" and 'a dog"),
+        ("\x92, jc6640", "", "x92"),
+    ],
+)
+def test_what_decoding_and_removing_uncover_is_cleaned_as_by_the_oracle(text, cleaned, as_trained):
+    assert captions.clean_caption(text) == cleaned
+    assert captions.clean_caption_as_trained(text) == as_trained
+    reference = oracle(keep_chinese=True)
+    assert (reference(text), reference(str([text]))) == (cleaned, as_trained)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("a <b>cat</b> <![x] and", "a cat< b> <! x and"),  # the parser takes it in the second pass only
+        ("<![ a cat", "<! a cat"),
+        ("a cat \ud83d", "a cat \N{REPLACEMENT CHARACTER}"),  # half of an emoji, which cannot be encoded
+    ],
+)
+def test_captions_on_which_the_oracle_fails_are_cleaned_nevertheless(text, cleaned):
+    assert captions.clean_caption(text) == cleaned
+    with pytest.raises(REFUSALS):
+        oracle(keep_chinese=True)(text)
 
 
 def test_notices_equal_the_reference(golden):
@@ -96,6 +173,8 @@ def test_text_to_video_never_gets_the_stock_sentence():
         ("日本語 ㈱", "日本語"),
         ("- -a cat", "a cat"),  # the second pass sees the second dash
         ("script <script>alert(1)</script>end", "script end"),
+        ("<?xml version='1.0'?><a>a cat</a>", "a cat"),  # the parser would warn that this is XML
+        ("a & b \udc80", "a b \N{REPLACEMENT CHARACTER}"),
     ],
 )
 def test_odd_text_is_cleaned_without_error_or_warning(text, cleaned):
