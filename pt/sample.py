@@ -65,8 +65,7 @@ def sample(config: SampleConfig) -> None:
             group=group,
         )
         vae = load_vae(config.vae, vae_config, config.vae_dtype, device)
-        guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
-        sampler = LatentSampler(transformer, table, *guidance, config.dtype)
+        sampler = LatentSampler(transformer, table, config.sampler.guidance(), config.dtype)
         make = VideoMaker(
             sampler,
             vae,
