@@ -14,6 +14,7 @@ from .errors import InputError
 from .files import read_json
 from .fvd import MIN_FRAMES
 from .given import GivenConfig
+from .guidance import Guidance
 from .model_record import sampling_defaults
 from .models import (
     OD_VAE,
@@ -126,11 +127,15 @@ class SamplerConfig(Config):
     name: str = "EulerAncestralDiscrete"
     num_steps: int = 100
     prediction_type: Prediction = "v_prediction"
-    guidance_scale: float = Field(default=7.5, ge=0)  # 1 turns guidance off and halves the work
+    guidance_scale: float = Field(default=7.5, ge=0)  # 1 and less turn guidance off and halve the work
+    guidance_below_one: bool = False  # scales under 1 guide too, mostly by the negative prompt; 0 by it alone
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)  # arXiv:2305.08891, section 3.4
     timestep_spacing: Spacing | None = None
     steps_offset: int = 0
     schedule: ScheduleConfig = ScheduleConfig(rescale_betas_zero_snr=True)
+
+    def guidance(self) -> Guidance:
+        return Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_below_one)
 
     def table(self) -> SamplerTable:
         return sampler_table(

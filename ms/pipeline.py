@@ -15,6 +15,7 @@ from mindspore import Tensor, nn
 
 from common.conditions import grid_inputs
 from common.errors import InputError, NotFiniteError
+from common.guidance import Guidance
 from common.masks import Condition
 from common.noise import index_of, normal
 from common.rope import timestep_features
@@ -41,14 +42,12 @@ class Step(NamedTuple):
 class Denoiser(nn.Cell):
     """One row of a sampler's table as one graph: model, guidance, multiply-adds."""
 
-    def __init__(
-        self, transformer: Transformer, guidance_scale: float, guidance_rescale: float, num_past: int
-    ):
+    def __init__(self, transformer: Transformer, guidance: Guidance, num_past: int):
         super().__init__(auto_prefix=False)
         self.transformer = transformer
-        self.guidance_scale = guidance_scale
-        self.guidance_rescale = guidance_rescale
-        self.guided = guidance_scale != 1.0
+        self.guided = guidance.on
+        self.guidance_scale = guidance.scale
+        self.guidance_rescale = guidance.rescale
         self.num_past = num_past
 
     def construct(
@@ -141,7 +140,6 @@ class LatentSampler:
     """Draws latents by a sampler's table. What is compiled for one batch serves the next of the same shape.
 
     Args:
-        guidance_scale: 1 turns guidance off.
         dtype: of the transformer's parameters.
     """
 
@@ -149,17 +147,16 @@ class LatentSampler:
         self,
         transformer: Transformer,
         table: SamplerTable,
-        guidance_scale: float = 7.5,
-        guidance_rescale: float = 0.0,
+        guidance: Guidance,
         dtype: str = "float32",
     ):
         self.table = table
         self.device = runtime.device_of(transformer)
         self.dtype = dtype
         self.config = transformer.config
-        self.guided = guidance_scale != 1.0
+        self.guided = guidance.on
         self.num_past = table.past_RH.shape[1]
-        self.denoiser = Denoiser(transformer, guidance_scale, guidance_rescale, self.num_past)
+        self.denoiser = Denoiser(transformer, guidance, self.num_past)
         self.text_projection = TextProjection(transformer)
         self.takes_condition = transformer.takes_condition
         if self.takes_condition:

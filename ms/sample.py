@@ -103,8 +103,7 @@ def make_videos(
             group=group,
         )
         vae = load_vae(config.vae, config.vae.resolve(VAEConfig, "vae"), config.vae_dtype, device)
-        guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
-        sampler = LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
+        sampler = LatentSampler(transformer, config.sampler.table(), config.sampler.guidance(), config.dtype)
         make = VideoMaker(
             sampler,
             vae,

@@ -227,8 +227,7 @@ class T2VTraining:
         """What draws a validation's latents; compiled once."""
         assert self.config.validation is not None
         sampler = self.config.validation.sampler
-        guidance = (sampler.guidance_scale, sampler.guidance_rescale)
-        return LatentSampler(self.transformer, sampler.table(), *guidance, self.config.dtype)
+        return LatentSampler(self.transformer, sampler.table(), sampler.guidance(), self.config.dtype)
 
     def draw(self) -> list:
         """A video (T,H,W,3) of every prompt."""

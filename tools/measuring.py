@@ -104,8 +104,8 @@ class Sampler:
         self.setting, config, tree = setting, setting.config, setting.tree
         model = config.transformer.resolve(TransformerConfig, "transformer")
         transformer = tree.loading.load_transformer(config.transformer, model, config.dtype, tree.device)
-        guidance = (config.sampler.guidance_scale, config.sampler.guidance_rescale)
-        sampler = tree.pipeline.LatentSampler(transformer, config.sampler.table(), *guidance, config.dtype)
+        table, guidance = config.sampler.table(), config.sampler.guidance()
+        sampler = tree.pipeline.LatentSampler(transformer, table, guidance, config.dtype)
         chunks, noise = config.vae_chunk_frames, config.noise_strength
         self.make = tree.long_video.VideoMaker(sampler, setting.vae, cli.Stopwatch(), chunks, noise)
         check_encoder(config.text, model.caption_channels)

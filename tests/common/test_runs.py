@@ -5,6 +5,7 @@ import json
 import pytest
 
 from common.errors import InputError
+from common.guidance import Guidance
 from common.models import TransformerConfig, VAEConfig
 from common.noise import initial_weights, normal
 from common.outputs import batches, plan_jobs
@@ -62,6 +63,19 @@ def test_a_model_has_one_source(tmp_path):
 def test_unknown_sampler_is_named():
     with pytest.raises(ValueError, match=r"did you mean 'DDIM'"):
         SamplerConfig(name="DDIMM").table()
+
+
+@pytest.mark.parametrize(
+    ("scale", "below_one", "on"),
+    [
+        *((0, False, False), (0.5, False, False), (1, False, False), (1.5, False, True), (7.5, False, True)),
+        *((0, True, True), (0.5, True, True), (1, True, False), (1.5, True, True)),
+    ],
+)
+def test_guidance_at_or_below_one_is_off_as_in_the_reference(scale, below_one, on):
+    config = SamplerConfig(guidance_scale=scale, guidance_below_one=below_one, guidance_rescale=0.25)
+    assert config.guidance() == Guidance(scale, 0.25, below_one)
+    assert config.guidance().on == on
 
 
 def test_prompt_template_needs_a_place():

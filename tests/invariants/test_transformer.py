@@ -7,6 +7,8 @@ from common.conditions import grid_inputs, text_inputs
 from common.noise import normal
 from common.rope import timestep_features
 from common.runs import SamplerConfig
+from common.samplers import SAMPLERS
+from common.schedules import ScheduleConfig
 from tests.conftest import ONLY_PT
 from tests.tiny import build, tiny_transformer_config
 from tools.parity.tree import Tree
@@ -115,9 +117,9 @@ def test_same_names_and_numbers_in_both_trees():
     np.testing.assert_allclose(*outputs, atol=3e-5)
 
 
-def denoise(tree, model, seeds, text, keep, sampler, callback=None, **options):
+def denoise(tree, model, seeds, text, keep, sampler, callback=None):
     shape = (len(seeds), 4, 2, 4, 6)
-    draw = tree.pipeline.LatentSampler(model, sampler.table(), **options)
+    draw = tree.pipeline.LatentSampler(model, sampler.table(), sampler.guidance())
     return tree.numpy(draw(text, keep, shape, tree.pipeline.seeded_noise(shape, seeds), callback))
 
 
@@ -134,17 +136,21 @@ def test_how_videos_are_batched_does_not_change_them(tree):
 
 
 @ONLY_PT
-@pytest.mark.parametrize(
-    "name", ["EulerDiscrete", "DDIM", "DDPM", "DPMSolverMultistep", "PNDM", "FlowMatchEuler"]
-)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "CogVideoX"])  # a table like DDIM's
 def test_every_sampler_runs_as_its_table_says(tree, name):
     """The graph's step equals the table stepped in NumPy."""
     model = build(tree, "transformer", tiny_transformer_config(num_layers=2))
-    prediction = "flow" if name == "FlowMatchEuler" else "v_prediction"
-    sampler = SamplerConfig(name=name, num_steps=6, prediction_type=prediction)
+    offered = SAMPLERS[name]
+    sampler = SamplerConfig(
+        name=name,
+        num_steps=6,
+        prediction_type=offered.prediction_types[0],
+        schedule=ScheduleConfig(rescale_betas_zero_snr=offered.zero_snr),
+        guidance_scale=1,
+    )
     table, steps = sampler.table(), []
     text, keep = normal((1, 5, 16), 0, 1), np.ones((1, 5), bool)
-    latents = denoise(tree, model, [3], text, keep, sampler, guidance_scale=1.0, callback=steps.append)
+    latents = denoise(tree, model, [3], text, keep, sampler, steps.append)
     draw = tree.pipeline.seeded_noise((1, 4, 2, 4, 6), [3])
     x, state = table.init_noise_sigma * draw(0), (None, ())
     for row, step in enumerate(steps):
@@ -158,3 +164,26 @@ def test_guidance_needs_both_halves(tree):
     model = build(tree, "transformer", tiny_transformer_config(num_layers=1))
     with pytest.raises(ValueError, match="got 1 rows of text, wanted 2 for 1 videos"):
         denoise(tree, model, [0], normal((1, 5, 16), 0, 1), np.ones((1, 5), bool), SamplerConfig(num_steps=2))
+
+
+def test_guidance_of_at_most_one_is_off_unless_asked_for(tree):
+    """Off: one row of text, the prompt's, at any scale. Asked for: between the negative prompt and it."""
+    model = build(tree, "transformer", tiny_transformer_config(num_layers=1))
+    text, keep = normal((2, 5, 16), 0, 1), np.ones((2, 5), bool)
+    sampler, steps = SamplerConfig(name="DDIM", num_steps=2), []
+    off = [
+        denoise(tree, model, [3], text[1:], keep[1:], sampler.replace(guidance_scale=scale))
+        for scale in (0, 0.5, 1)
+    ]
+    np.testing.assert_array_equal(off[0], off[2])
+    np.testing.assert_array_equal(off[1], off[2])
+
+    asked = sampler.replace(guidance_scale=0.5, guidance_below_one=True)
+    latents = denoise(tree, model, [3], text, keep, asked, steps.append)
+    table = asked.table()
+    x, state = table.init_noise_sigma * tree.pipeline.seeded_noise((1, 4, 2, 4, 6), [3])(0), (None, ())
+    for row, step in enumerate(steps):
+        empty, prompt = np.split(tree.numpy(step.output_GCTHW), 2)
+        x, state = table.step_numpy(row, x, (empty + prompt) / 2, state)
+    np.testing.assert_allclose(latents, x, atol=1e-4 * np.abs(x).max())
+    assert np.abs(latents - off[2]).max() > 1e-2 * np.abs(x).max()

@@ -286,15 +286,15 @@ def sample_latents(
     """Denoise, recording each step; text rows: unconditional first."""
     settings, shape = lab.config.sampler, lab.config.latent_shape()
     keep = np.ones(text.shape[:2], bool) if keep is None else keep
-    rows = slice(None) if settings.guidance_scale != 1.0 else slice(shape[0], None)
+    guidance = settings.guidance()
+    rows = slice(None) if guidance.on else slice(shape[0], None)
 
     def on_step(step: Any) -> None:
         record.put(f"act.step_{step.index}.output", lab.tree.numpy(step.output_GCTHW))
         record.put(f"act.step_{step.index}.latent", lab.tree.numpy(step.latent_BCTHW))
 
     noise = lab.tree.pipeline.seeded_noise(shape, [lab.config.seed + b for b in range(shape[0])])
-    guidance = (settings.guidance_scale, settings.guidance_rescale)
-    sampler = lab.tree.pipeline.LatentSampler(model, table, *guidance, lab.config.dtype)
+    sampler = lab.tree.pipeline.LatentSampler(model, table, guidance, lab.config.dtype)
     condition = draw_condition(model.config, shape, record)
     latents = sampler(*trim_text(text[rows], keep[rows]), shape, noise, on_step, condition)
     record.put("out.latent", lab.tree.numpy(latents))

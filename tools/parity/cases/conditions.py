@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.given import Given, fits_of
+from common.guidance import Guidance
 from common.latents import draw_latents
 from common.masks import (
     Condition,
@@ -90,6 +91,11 @@ def encode_condition(
     return Condition(latent, compress_mask(generate_B1THW, vae.config.stride_thw))
 
 
+def guidance_of(call: dict[str, Any]) -> Guidance:
+    """The guidance of a recorded pipeline's call."""
+    return Guidance(call["guidance_scale"], call.get("guidance_rescale", 0.0))
+
+
 class ShownGiven(NamedTuple):
     """What a recorded pipeline was given, and what its model was shown."""
 
@@ -113,7 +119,7 @@ def show_given(tree: Tree, case: Case, vae: Any) -> ShownGiven:
         x_BCTHW = add_noise(x_BCTHW, generate_B1THW, noise, np.exp(log_sigma_B))
     posterior_noise, *rest = rest
     condition = encode_condition(tree, vae, x_BCTHW, generate_B1THW, posterior_noise)
-    copies = 1 if call["guidance_scale"] == 1 else 2
+    copies = 2 if guidance_of(call).on else 1
     results = {
         **fit_given(case),
         "masked_video_before_vae": x_BCTHW,

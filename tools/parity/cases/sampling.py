@@ -13,7 +13,7 @@ from common.schedules import ScheduleConfig, alphas_cumprod, noise_ratios
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
-from .conditions import show_given
+from .conditions import guidance_of, show_given
 from .transformer import build_transformer
 from .vae import build_vae
 
@@ -32,10 +32,10 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
         settings["prediction_type"],
         settings["timestep_spacing"],
     )
-    copies, guided = call.get("num_samples_per_prompt", 1), call["guidance_scale"] != 1.0
+    copies, guidance = call.get("num_samples_per_prompt", 1), guidance_of(call)
     text = np.repeat(given["prompt_embeds"], copies, axis=0)
     keep = np.repeat(given["prompt_attention_mask"] > 0, copies, axis=0)
-    if guided:
+    if guidance.on:
         text = np.concatenate([np.repeat(given["negative_prompt_embeds"], copies, axis=0), text])
         keep = np.concatenate([np.repeat(given["negative_prompt_attention_mask"] > 0, copies, axis=0), keep])
     draws, condition = case.numbered("noise"), None
@@ -49,12 +49,10 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
         results[f"latents_after_step_{step.index}"] = tree.numpy(step.latent_BCTHW)
         outputs.append(tree.numpy(step.output_GCTHW))
 
-    sampler = tree.pipeline.LatentSampler(
-        model, table, call["guidance_scale"], call.get("guidance_rescale", 0.0)
-    )
+    sampler = tree.pipeline.LatentSampler(model, table, guidance)
     latents = sampler(*trim_text(text, keep), latent_shape, draws.__getitem__, record_step, condition)
     results |= {f"model_output_{i}": output for i, output in enumerate(outputs)}
-    doubled = np.concatenate([draws[0], draws[0]]) if guided else draws[0]
+    doubled = np.concatenate([draws[0], draws[0]]) if guidance.on else draws[0]
     first = (table.input_scale_R[0] * table.init_noise_sigma * doubled).astype(np.float32)
     shown = [] if condition is None else [results["masked_latents"], results["mask_channels"]]
     results["first_model_input"] = np.concatenate([first, *shown], axis=1)
