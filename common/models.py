@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from .checkpoint import models_inside
 from .config import Config, build
 from .errors import InputError
 from .files import read_json
@@ -305,7 +306,9 @@ def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
     """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`."""
     path = Path(folder) / "config.json"
     if not path.is_file():
+        inside = ", ".join(map(str, models_inside(Path(folder))))
+        advice = f"; the models inside are {inside}: give one of them" if inside else ""
         raise InputError(
-            f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub"
+            f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub{advice}"
         )
     return build(cls, read_json(path), where=str(path))

@@ -155,13 +155,19 @@ def test_pickles_that_run_code(tmp_path, suffix):
 def test_pickles_of_other_things(tmp_path):
     path = tmp_path / "c.ckpt"
     dump(path, {"x": np.array([{"a": 1}, None])})
-    refused(path, r"c\.ckpt: not a whole pickle \(arrays of element type O8\)")
+    refused(path, r"c\.ckpt: x: element type O8 is not one of float64, .* cast it before it is saved")
+    dump(path, {"x": np.zeros(3, "M8[s]")})
+    refused(path, r"c\.ckpt: x: element type M8 is not one of float64")
     dump(path, {"x": np.zeros(3, ">f4")})
     refused(path, "another byte order")
     dump(path, {"x": np.zeros(3), "epoch": 7})
     refused(path, r"c\.ckpt: epoch is no array")
     dump(path, {"x": Reduced(np.ndarray, (3,))})
     refused(path, r"not a whole pickle")
+    loop: dict = {"x": np.zeros(3)}
+    loop["again"] = loop
+    dump(path, loop)
+    refused(path, r"nested more than 32 deep, or hold themselves; save the state_dict alone")
     dump(path, {"x": Reduced(np.dtype, ("f4",))})
     refused(path, r"x is no array")
     whole = pickle.dumps({"x": np.zeros(1000)}, 4)

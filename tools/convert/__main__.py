@@ -23,7 +23,7 @@ from .kinds import KINDS
 def main() -> int:
     try:
         convert(parse(sys.argv[1:]), warn=lambda line: print(f"warning: {line}", file=sys.stderr))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -87,7 +87,7 @@ def convert(job: Job, say: Tell = print, warn: Tell = print) -> list[Written]:
     with whole_target(target) as temporary:
         written = _write(target, temporary, weights.kind, tensors, metadata, job.shard_gb)
         if target.is_folder:
-            copied = write_companions(temporary, target.path, job.source, weights.kind, config)
+            copied = write_companions(temporary, target.path, content.files[0].parent, weights.kind, config)
     for line in [*_lines_after(tensors, rounding, written, copied), _cost(start)]:
         say(line)
     return written

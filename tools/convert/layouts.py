@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from common.checkpoint import placeholders
 from common.errors import InputError
 
 from .kinds import Kind, detect
@@ -25,6 +26,7 @@ COUNTERS = (
     *("beta1_power", "beta2_power", "loss_scale", "scale_sense", "current_iterator_step"),
     *("last_overflow_iterator_step", "optimization_step"),
 )
+DEEPSPEED = ("ds_version", "param_shapes")  # entries of what its ranks save
 STRAY = "top level"  # a tensor next to the dictionary of weights
 COMPILED = "_orig_mod."  # torch.compile puts it anywhere in a name
 
@@ -52,7 +54,8 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     `module.` and `_orig_mod.`; names that begin with one of `drop` are left out.
 
     Raises:
-        InputError: no weights, weights of another kind than wanted, or averages that cannot be named.
+        InputError: no weights, weights of another kind than wanted, averages that cannot be named, or
+            tensors without values that only `kind` "any" allows.
     """
     source = str(content.files[0])
     groups = _split(content, dotted=kind != "any", where=source)
@@ -70,6 +73,9 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
     if not kept:
         raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
+    empty = [name for name, tensor in kept.items() if 0 in tensor.shape]
+    if empty and (kind != "any" or not content.values.keys().isdisjoint(DEEPSPEED)):
+        raise InputError(placeholders(empty, source))
     return Weights(detect(kept, kind, source), kept, notes + _tied(kept))
 
 
