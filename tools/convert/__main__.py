@@ -8,6 +8,7 @@ Exit code 0: done and read back; 2: could not, nothing was written; 130: interru
 """
 
 import argparse
+import io
 import signal
 import sys
 from pathlib import Path
@@ -66,5 +67,8 @@ def parse(arguments: list[str]) -> Job:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     sys.exit(main())

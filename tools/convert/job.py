@@ -171,4 +171,5 @@ def _write(
 
 def _sums(hashes: Mapping[Path, str]) -> str:
     """The hashes as sha256sum prints them."""
-    return "\n".join(f"{digest}  {file.name}" for file, digest in hashes.items())
+    names = {file: file.name.encode(errors="backslashreplace").decode() for file in hashes}
+    return "\n".join(f"{digest}  {names[file]}" for file, digest in hashes.items())

@@ -12,7 +12,7 @@ from common.checkpoint import placeholders
 from common.errors import InputError
 
 from .kinds import Kind, detect
-from .tensors import Content, FileTensor, Tensor, in_words
+from .tensors import Content, FileTensor, Tensor, in_words, shown
 
 EMA = ("ema_state_dict", "ema", "model_ema", "ema_model", "shadow_params")
 PLAIN = ("state_dict", "gen_model", "model_state_dict", "model", "module", "network", "generator")
@@ -73,10 +73,19 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
     if not kept:
         raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
+    wrong = [name for name in kept if not _is_utf8(name)]
+    if wrong:
+        raise InputError(
+            f"{source}: {shown(wrong[0])} is a name that UTF-8 lacks; rename it before it is saved"
+        )
     empty = [name for name, tensor in kept.items() if 0 in tensor.shape]
     if empty and (kind != "any" or not content.values.keys().isdisjoint(DEEPSPEED)):
         raise InputError(placeholders(empty, source))
     return Weights(detect(kept, kind, source), kept, notes + _tied(kept))
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _split(content: Content, dotted: bool, where: str) -> _Groups:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from common.errors import InputError
 
-from .tensors import PIECE_BYTES, Content, DType, FileTensor, Tensor, check_shape, find_dtype
+from .tensors import PIECE_BYTES, Content, DType, FileTensor, Tensor, check_shape, find_dtype, shown
 
 SLICE_BYTES = 512 * 2**20  # as save_checkpoint cuts
 CRC_MARK = b"crc_num"  # and ten bytes, when saved with crc_check=True
@@ -93,7 +93,7 @@ def _value(
     name = _short(file, path, *fields[1]).decode(errors="replace") if 1 in fields else ""
     if 2 not in fields:
         raise InputError(
-            f"{path}: {name or 'an entry'} is not a plain tensor (a MapParameter, or another kind of file); "
+            f"{path}: {shown(name) or 'an entry'} is not a plain tensor (a MapParameter, or another kind of file); "
             "wanted what mindspore.save_checkpoint writes for a network's parameters"
         )
     dims: list[int] = []
@@ -184,5 +184,5 @@ def _end_of_messages(file: BinaryIO, path: Path) -> int:
 
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
-        f"{path}: not a whole MindSpore .ckpt: {what}; copy it again, or save it anew without encryption"
+        f"{path}: not a whole MindSpore .ckpt: {shown(what)}; copy it again, or save it anew without encryption"
     )

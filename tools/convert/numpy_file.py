@@ -19,7 +19,7 @@ import numpy as np
 from common.errors import InputError
 
 from .pytorch_file import flatten
-from .tensors import ArrayTensor, Content, DType, Tensor, check_shape, find_dtype
+from .tensors import ArrayTensor, Content, DType, Tensor, check_shape, find_dtype, shown
 
 WANTED = "wanted nothing but NumPy arrays of numbers in dictionaries"
 UNREADABLE = (  # what the unpickler raises for files that are damaged or made to harm
@@ -60,7 +60,7 @@ def read(path: Path) -> Content:
         ) from None
     tensors: dict[tuple[Hashable, ...], Tensor] = {}
     for keys, leaf in flatten(tree, str(path)):
-        where = f"{path}: {'.'.join(map(str, keys)) or 'the file'}"
+        where = f"{path}: {shown('.'.join(map(str, keys))) or 'the file'}"
         if not isinstance(leaf, _Array) or not keys:
             raise InputError(f"{where} is no array, {WANTED}")
         tensors[keys] = leaf.tensor(where)
@@ -155,5 +155,5 @@ class _Unpickler(pickle.Unpickler):
         if module_name == OTHER_TYPES:
             return _Named(global_name)
         if (module_name, global_name) not in STAND_INS:
-            raise _RefusedError(f"{module_name}.{global_name}")
+            raise _RefusedError(shown(f"{module_name}.{global_name}"))
         return STAND_INS[module_name, global_name]

@@ -19,7 +19,17 @@ import numpy as np
 
 from common.errors import InputError
 
-from .tensors import ArrayTensor, Content, DType, FileTensor, StridedTensor, Tensor, check_shape, find_dtype
+from .tensors import (
+    ArrayTensor,
+    Content,
+    DType,
+    FileTensor,
+    StridedTensor,
+    Tensor,
+    check_shape,
+    find_dtype,
+    shown,
+)
 
 UNREADABLE = (  # what torch and its restricted unpickler raise for files that are damaged or made to harm
     pickle.UnpicklingError,
@@ -50,8 +60,8 @@ def read(path: Path) -> Content:
         InputError: torch is missing, the file is damaged, or it holds more than tensors and plain containers.
     """
     torch = import_torch(f"reading {path}")
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         tree = _load(torch, path, zipped)
         records = _records(path) if zipped else {}
     except UNREADABLE as error:
@@ -60,7 +70,7 @@ def read(path: Path) -> Content:
     tensors, values = {}, {}
     for keys, leaf in leaves:
         if isinstance(leaf, torch.Tensor):
-            where = f"{path}: {'.'.join(map(str, keys)) or 'the file'}"
+            where = f"{path}: {shown('.'.join(map(str, keys))) or 'the file'}"
             tensors[keys or ("tensor",)] = _tensor(torch, leaf, path, records, where)
         elif keys:
             values[str(keys[0])] = tree[keys[0]]
@@ -145,7 +155,9 @@ def _mapped(torch: Any, tensor: Tensor, mapped: mmap.mmap, offset: int) -> Any:
 def _load(torch: Any, path: Path, zipped: bool) -> Any:
     """The pickled structure. Tensors of a zip archive are fake: shapes, and offsets into the file."""
     if not zipped:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged header; the error that follows says more
+            return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
@@ -232,7 +244,7 @@ def _refusal(path: Path, error: BaseException) -> str:
         )
     for mark in ("unsupported GLOBAL ", "Unsupported global: GLOBAL ", "unsupported class "):
         if mark in reason:
-            what = reason.split(mark)[1].split()[0]
+            what = [*reason.split(mark)[1].split(), "a name"][0]
             return (
                 f"{path}: refused, because loading it would run {what}; wanted tensors, numbers, strings and "
                 "plain containers only (weights_only): save the state_dict alone, where it was made"
