@@ -1,6 +1,7 @@
-"""Small files of every format, damaged at random: what comes out is a conversion or one line that says why."""
+"""Small files of every format, damaged at random: each is converted, or refused in one line."""
 
 import json
+import os
 import pickle
 import zlib
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.checkpoint import read_metadata
 from common.errors import InputError
 
-from .helpers import raw, run, temporary_files, write_safetensors
+from .helpers import command, raw, run, temporary_files, write_safetensors
 
 ROUNDS = 250
+RESULT = "diffusion_pytorch_model.safetensors"
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "b": np.ones(2, np.float16),
@@ -96,21 +99,60 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return data
 
 
+def refusal(source: Path, destination: Path) -> str:
+    """What is said where nothing is converted; any other error fails the test."""
+    try:
+        run(source, destination, kind="any")
+    except (InputError, OSError) as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(
-    "make", [pytest.param(m, marks=[pytest.mark.pt] if "Py" in n else []) for n, m in MAKERS.items()], ids=MAKERS
+    "make", [pytest.param(m, marks=[pytest.mark.pt] if "Py" in n else [], id=n) for n, m in MAKERS.items()]
 )
-def test_damage_is_a_conversion_or_one_line(tmp_path, make):
+def test_damaged_files_are_converted_or_refused_in_one_line(tmp_path, make):
     path = make(tmp_path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    source = path.parent / "m.safetensors" if path.name == "config.json" else path
-    refused = 0
+    source = tmp_path / "m.safetensors" if path.name == "config.json" else path
+    refusals = []
     for i in range(ROUNDS):
         path.write_bytes(mutated(whole, rng))
-        try:
-            run(source, tmp_path / f"out{i}", kind="any")
-        except (InputError, OSError) as error:
-            refused += 1
-            assert "\n" not in str(error)
+        if said := refusal(source, tmp_path / f"out{i}"):
+            refusals.append(said)
             assert not (tmp_path / f"out{i}").exists()
+    assert not [said for said in refusals if "\n" in said]
     assert not temporary_files(tmp_path)
-    assert refused > ROUNDS // 10, "the damage was none"
+    assert len(refusals) > ROUNDS // 10, "the damage was none"
+
+
+def test_an_object_number_that_would_fill_the_memory(tmp_path):
+    """The unpickler makes a list as long as the largest number, here 32 GB."""
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x04}r\xff\xff\xff\xff.")
+    assert "an object numbered 4294967295" in refusal(tmp_path / "m.pkl", tmp_path / "out")
+
+
+def test_lists_that_hold_each_other_come_to_an_end(tmp_path):
+    """Thirty lists, each of which holds the one before ten times: 10^30 entries to list."""
+    tree: object = [ARRAYS["c"]]
+    for _ in range(30):
+        tree = [tree] * 10
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"x": tree}))
+    assert "or hold themselves" in refusal(tmp_path / "m.pkl", tmp_path / "out")
+
+
+def test_names_that_cannot_be_printed(tmp_path):
+    name = "line\nbreak"
+    run(write_safetensors(tmp_path / "m.safetensors", raw({name: ARRAYS["b"]})), tmp_path / "a", kind="any")
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"\udcff": ARRAYS["b"]}))
+    assert r"\udcff is a name that UTF-8 cannot tell" in refusal(tmp_path / "m.pkl", tmp_path / "out")
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({name: "no array"}))
+    assert r"line\nbreak is no array" in refusal(tmp_path / "m.pkl", tmp_path / "out")
+
+
+def test_a_file_whose_name_is_no_text(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors"))
+    os.rename(safetensors(tmp_path), path)
+    done = command(path, tmp_path / "out", "--kind", "any")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\udcff.safetensors" in read_metadata(tmp_path / "out" / RESULT)["source_sha256"]

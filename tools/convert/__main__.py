@@ -22,6 +22,9 @@ from .kinds import KINDS
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         convert(parse(sys.argv[1:]), warn=lambda line: print(f"warning: {line}", file=sys.stderr))
     except (InputError, OSError) as error:
@@ -67,8 +70,5 @@ def parse(arguments: list[str]) -> Job:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     sys.exit(main())

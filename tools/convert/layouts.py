@@ -71,17 +71,20 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
             f"dropped: {len(dropped)} tensors, {in_words(_total(tensors[name] for name in dropped))}"
         )
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
-    if not kept:
-        raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
-    wrong = [name for name in kept if not _is_utf8(name)]
-    if wrong:
-        raise InputError(
-            f"{source}: {shown(wrong[0])} is a name that UTF-8 lacks; rename it before it is saved"
-        )
-    empty = [name for name, tensor in kept.items() if 0 in tensor.shape]
-    if empty and (kind != "any" or not content.values.keys().isdisjoint(DEEPSPEED)):
-        raise InputError(placeholders(empty, source))
+    _check(kept, source, kind != "any" or not content.values.keys().isdisjoint(DEEPSPEED))
     return Weights(detect(kept, kind, source), kept, notes + _tied(kept))
+
+
+def _check(tensors: Mapping[str, Tensor], source: str, whole: bool) -> None:
+    """Refuse no tensor at all, a name that no format can hold and, if `whole`, tensors without values."""
+    if not tensors:
+        raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
+    wrong = [name for name in tensors if not _is_utf8(name)]
+    if wrong:
+        raise InputError(f"{source}: {shown(wrong[0])} is a name that UTF-8 cannot tell; rename the tensor")
+    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
+    if empty and whole:
+        raise InputError(placeholders(empty, source))
 
 
 def _is_utf8(name: str) -> bool:
@@ -98,7 +101,8 @@ def _split(content: Content, dotted: bool, where: str) -> _Groups:
             table = groups.other.setdefault(group, {})
         if name in table:
             raise InputError(
-                f"{where}: two tensors are called {name} once prefixes are removed; use --kind any"
+                f"{where}: two tensors are called {shown(str(name))} once prefixes are removed; "
+                "use --kind any"
             )
         table[name] = tensor
     return groups

@@ -93,8 +93,8 @@ def _value(
     name = _short(file, path, *fields[1]).decode(errors="replace") if 1 in fields else ""
     if 2 not in fields:
         raise InputError(
-            f"{path}: {shown(name) or 'an entry'} is not a plain tensor (a MapParameter, or another kind of file); "
-            "wanted what mindspore.save_checkpoint writes for a network's parameters"
+            f"{path}: {shown(name) or 'an entry'} is not a plain tensor (a MapParameter, or another kind of "
+            "file); wanted what mindspore.save_checkpoint writes for a network's parameters"
         )
     dims: list[int] = []
     spelling, content = "", (end, 0)
@@ -184,5 +184,6 @@ def _end_of_messages(file: BinaryIO, path: Path) -> int:
 
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
-        f"{path}: not a whole MindSpore .ckpt: {shown(what)}; copy it again, or save it anew without encryption"
+        f"{path}: not a whole MindSpore .ckpt: {shown(what)}; copy it again, or save it anew without "
+        "encryption"
     )

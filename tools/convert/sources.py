@@ -9,7 +9,7 @@ from common.errors import InputError
 
 from .folders import Chosen, index_in, weights_in
 from .formats import reader_of
-from .tensors import Content, reading
+from .tensors import Content, reading, shown
 
 
 def open_source(path: Path, use_ema: bool = True, also: Sequence[Path] = ()) -> Content:
@@ -67,7 +67,7 @@ def _merged(contents: Sequence[Content], path: Path) -> Content:
         if twice:
             name = ".".join(map(str, min(twice, key=str)))
             raise InputError(
-                f"source {path}: {name} is in more than one file; shards of two models are mixed up: "
+                f"source {path}: {shown(name)} is in more than one file; shards of two models are mixed up: "
                 "remove those that do not belong"
             )
         merged.files += content.files

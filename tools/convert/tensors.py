@@ -88,8 +88,8 @@ def check_shape(shape: tuple[int, ...], where: str) -> None:
     """
     if len(shape) > MAX_DIMS or any(size < 0 for size in shape) or math.prod(filter(None, shape)) >= 2**60:
         raise InputError(
-            f"{shown(where)}: has shape {str(shape)[:80]}, wanted at most {MAX_DIMS} sizes of a tensor that fits "
-            "into memory; the file is damaged: copy it again"
+            f"{shown(where)}: has shape {str(shape)[:80]}, wanted at most {MAX_DIMS} sizes, of a tensor that "
+            "fits into memory; the file is damaged: copy it again"
         )
 
 
