@@ -196,7 +196,7 @@ def test_half_of_i3d_is_refused(tmp_path):
     ("part", "value", "message"),
     [
         ("mean", np.zeros((1, 1, 1, 1, 3)), "has parts of different sizes"),
-        ("mean", np.float32(0), "has parts of different sizes"),
+        ("mean", np.zeros(()), "has parts of different sizes"),
         ("var", np.full((1, 1, 1, 1, 8), -1.0), "has a negative variance"),
     ],
 )

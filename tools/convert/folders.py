@@ -14,6 +14,7 @@ from common.errors import InputError
 from common.files import start_of
 
 from .formats import SUFFIXES
+from .tensors import shown
 
 AVERAGED, PLAIN = "model_ema", "model"  # folders inside a checkpoint of the reference's trainer
 DEFAULT_STEM = WEIGHTS_NAME.removesuffix(".safetensors")
@@ -148,7 +149,7 @@ def _place_inside(folder: Path, inner: dict[str, list[str]]) -> tuple[str, str]:
     latest = _latest(folder)
     if latest and latest not in states:
         raise InputError(
-            f"source {folder}: the file latest names {latest}/, which holds no weights; "
+            f"source {folder}: the file latest names {shown(latest)}/, which holds no weights; "
             "copy the checkpoint again, or give the folder you mean as SOURCE"
         )
     if not latest and len(states) > 1:
