@@ -7,7 +7,7 @@ The layout is the Hugging Face hub's: `diffusion_pytorch_model.safetensors`, or 
 
 import json
 from collections import ChainMap, Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
-from .files import LFS_HINT, is_lfs_pointer, parse_json, read_json, write_json, write_safetensors
+from .files import LFS_HINT, is_lfs_pointer, parse_json, read_json, start_of, write_json, write_safetensors
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_TAIL = ".index.json"
@@ -46,10 +46,7 @@ def check_weights(
     """
     empty = [name for name, shape in given.items() if 0 in shape and 0 not in expected.get(name, (0,))]
     if empty:
-        raise InputError(
-            f"{where}: {len(empty)} tensors hold no values ({empty[0]}, ...), wanted whole ones: ranks that "
-            "shared the parameters (ZeRO-3) left placeholders; gather them with the trainer's zero_to_fp32.py"
-        )
+        raise InputError(placeholders(empty, where))
     problems = wrong_keys(expected, given)
     if problems:
         count = Counter(line.partition(" ")[0] for line in problems)
@@ -57,6 +54,16 @@ def check_weights(
         raise InputError(
             f"{where}: {told} keys; is this the config the weights belong to?\n  " + "\n  ".join(problems)
         )
+
+
+def placeholders(names: Sequence[str], where: str) -> str:
+    """What to say of tensors without elements, which stand where a trainer left the values out."""
+    some = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return (
+        f"{where}: {len(names)} tensors hold no values ({some}), wanted whole ones: ranks that shared the "
+        "parameters (ZeRO-3) left placeholders; gather them with the trainer's zero_to_fp32.py and take what "
+        "it writes"
+    )
 
 
 def finite(weights: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarray:
@@ -89,7 +96,8 @@ class StoredWeights(Mapping[str, np.ndarray]):
     float32.
 
     Raises:
-        InputError: as weight_files; a file that is not safetensors, or a tensor whose elements NumPy lacks.
+        InputError: as weight_files; a file that is not safetensors, a tensor whose elements NumPy lacks, or
+            one that two shards hold.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -98,6 +106,11 @@ class StoredWeights(Mapping[str, np.ndarray]):
         self._dtypes: dict[str, str] = {}
         for file in weight_files(path):
             for key, entry in _header(file).items():
+                if key in self._files:
+                    raise InputError(
+                        f"weights {path}: {key} is in {self._files[key].name} and in {file.name}; shards of "
+                        "two models are mixed up: download index and shards again"
+                    )
                 self.shapes[key] = tuple(entry["shape"])
                 self._dtypes[key] = entry["dtype"]
                 self._files[key] = file
@@ -143,7 +156,7 @@ def save_weights(
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The safetensors files that hold a model, in the order of the index.
+    """The safetensors files that hold a model: a file, or those of an index, sorted.
 
     In a folder with weights under several names those called as `save_weights` calls them are taken; other
     names are as good as each other, so there the choice is left to the caller.
@@ -154,41 +167,38 @@ def weight_files(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_file():
-        return [path]
+        return _files_of(path)
     if not path.is_dir():
         raise InputError(
             f"weights {path}: no such file or folder; give a model directory or a .safetensors file"
         )
-    indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-    files = sorted(path.glob("*.safetensors"))
-    listed = {index: indexed_files(index) for index in indexes}
-    alone = [file for file in files if not any(file.name in names for names in listed.values())]
+    indexes = visible_files(path, INDEX_SUFFIX)
+    listed = {name for index in indexes for name in indexed_files(index)}
+    alone = [file for file in visible_files(path, ".safetensors") if file.name not in listed]
     candidates = [*indexes, *alone]
     usual = [found for found in candidates if found.name in (WEIGHTS_NAME, WEIGHTS_NAME + INDEX_TAIL)]
-    if len(candidates) != 1 and len(usual) != 1:
+    chosen = usual or candidates
+    if len(chosen) != 1:
         raise InputError(_no_choice(path, candidates))
-    (chosen,) = usual if len(usual) == 1 else candidates
-    return [path / name for name in listed[chosen]] if chosen in listed else [chosen]
+    return _files_of(chosen[0])
 
 
-def _no_choice(path: Path, candidates: list[Path]) -> str:
-    inside = sorted(str(folder.parent) for folder in path.glob("*/config.json"))
-    if candidates:
-        found = ", ".join(file.name for file in candidates)
-        advice = "give the file you mean as path, or move the others away"
-    elif inside:
-        found, advice = "no weights", f"the models inside are {', '.join(inside)}: give one of them"
-    else:
-        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        advice = "convert .ckpt, .bin or .pt files, and a trainer's checkpoints, with python -m tools.convert"
-    return f"weights {path}: expected one .safetensors file or an index, found {found}; {advice}"
+def visible_files(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder whose names end so, sorted; hidden ones are the system's or half written."""
+    named = (path for path in folder.iterdir() if path.name.endswith(ending))
+    return sorted(path for path in named if path.is_file() and not path.name.startswith("."))
 
 
-def indexed_files(index: Path) -> list[str]:
-    """Names of the files of an index, all of them there.
+def models_inside(folder: Path) -> list[Path]:
+    """The folders in a folder that are model directories, as in a trainer's checkpoint or a pipeline."""
+    return sorted(config.parent for config in folder.glob("*/config.json"))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """File by tensor, as an index of shards says.
 
     Raises:
-        InputError: it is no index, or a file is missing.
+        InputError: it is no index, an empty one, or one that leaves its folder.
     """
     content = read_json(index, "an index of weight files")
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -197,7 +207,21 @@ def indexed_files(index: Path) -> list[str]:
             f"weights {index}: wanted an index with a weight_map (name: file), got none or an empty one; "
             "download it again"
         )
-    names = sorted(set(weight_map.values()))
+    outside = [name for name in weight_map.values() if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise InputError(
+            f"weights {index}: names {outside[0]}, wanted files in its own folder; download it again"
+        )
+    return weight_map
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Names of the files of an index, all of them there.
+
+    Raises:
+        InputError: it is no index, or a file is missing.
+    """
+    names = sorted(set(read_weight_map(index).values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise InputError(
@@ -208,6 +232,24 @@ def indexed_files(index: Path) -> list[str]:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _files_of(file: Path) -> list[Path]:
+    is_index = file.name.endswith(INDEX_TAIL)
+    return [file.parent / name for name in indexed_files(file)] if is_index else [file]
+
+
+def _no_choice(path: Path, candidates: list[Path]) -> str:
+    inside = ", ".join(map(str, models_inside(path)))
+    if candidates:
+        found = ", ".join(file.name for file in candidates)
+        advice = "give the file you mean as path, or move the others away"
+    elif inside:
+        found, advice = "no weights", f"the models inside are {inside}: give one of them"
+    else:
+        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        advice = "convert .ckpt, .bin or .pt files, and a trainer's checkpoints, with python -m tools.convert"
+    return f"weights {path}: expected one .safetensors file or an index, found {found}; {advice}"
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -241,8 +283,8 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         reason: object = error
-        with suppress(OSError), open(path, "rb") as file:
-            reason = LFS_HINT if is_lfs_pointer(file.read(64)) else error
+        with suppress(OSError):
+            reason = LFS_HINT if is_lfs_pointer(start_of(path)) else error
         raise InputError(f"weights {path}: not a readable safetensors file, got {reason}") from None
 
 

@@ -89,10 +89,16 @@ def parse_json(text: str | bytes, where: str, wanted: str = "JSON") -> Any:
     """
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for bytes that are no text, and for endless numbers
         start = text if isinstance(text, bytes) else text.encode(errors="replace")
         got = LFS_HINT if is_lfs_pointer(start) else f"{error}; write or download it again"
         raise InputError(f"{where}: wanted {wanted}, got {got}") from None
+
+
+def start_of(path: str | Path, num_bytes: int = 64) -> bytes:
+    """The first bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(num_bytes)
 
 
 def is_lfs_pointer(start: bytes) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from .checkpoint import models_inside
 from .config import Config, build
 from .errors import InputError
 from .files import read_json
@@ -302,7 +303,6 @@ class TransformerConfig(HubConfig):
         return (self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w)
 
 
-# VGG16's convolutions, cut before every pool, by their place among its layers, as published weights count
 def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
     """`config.json` of a model directory in the layout of the Hugging Face hub, as `cls`.
 
@@ -314,7 +314,7 @@ def read_hub_config(cls: type[HubConfig], folder: str | Path) -> Any:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        inside = ", ".join(sorted(str(file.parent) for file in Path(folder).glob("*/config.json")))
+        inside = ", ".join(map(str, models_inside(Path(folder))))
         advice = f"the models inside are {inside}: give one of them" if inside else "check the path"
         raise InputError(
             f"model directory {folder}: no config.json; expected the layout of the Hugging Face hub; {advice}"

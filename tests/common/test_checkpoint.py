@@ -1,6 +1,7 @@
 """Weights on disk: nothing lost, nothing half written, every wrong key named."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,13 +10,18 @@ from safetensors.numpy import save_file
 from common.checkpoint import (
     StoredWeights,
     check_weights,
+    finite,
     read_metadata,
     save_weights,
     shapes_of,
     weight_files,
 )
+from common.errors import InputError
 from common.files import whole_file, write_json
+from common.models import TransformerConfig
+from common.runs import ModelSource
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4000000000\n"
 WEIGHTS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b.bias": np.float16([1, 2]),
@@ -107,3 +113,131 @@ def test_others_may_read_what_was_written(tmp_path):
     (tmp_path / "plain").touch()
     save_weights(tmp_path, {"w": np.zeros(3, np.float32)}, {})
     assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"x": np.full(2, value, np.float32)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "other", ["a.safetensors", "z.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+)
+def test_several_candidates_are_named_and_the_default_name_wins(tmp_path, other):
+    put(tmp_path / "m.safetensors", 1)
+    put(tmp_path / other, 2)
+    with pytest.raises(InputError, match=r"found .*, .*; give the file you mean as path") as caught:
+        weight_files(tmp_path)
+    assert "m.safetensors" in str(caught.value)
+    assert other in str(caught.value)
+    assert weight_files(tmp_path / other) == [tmp_path / other]
+    default = put(tmp_path / "diffusion_pytorch_model.safetensors", 3)
+    assert weight_files(tmp_path) == [default]
+
+
+def test_an_index_and_a_file_under_the_default_name(tmp_path):
+    save_weights(tmp_path, WEIGHTS, {}, 40)
+    shards = weight_files(tmp_path)
+    put(tmp_path / "stale.safetensors", 1)
+    assert weight_files(tmp_path) == shards
+    put(tmp_path / "diffusion_pytorch_model.safetensors", 1)
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    with pytest.raises(InputError, match=rf"found {index}, diffusion_pytorch_model\.safetensors.*; give"):
+        weight_files(tmp_path)
+    assert weight_files(tmp_path / index) == shards
+
+
+def test_what_is_no_weight_file(tmp_path):
+    """Hidden files, as macOS leaves them, and folders."""
+    only = put(tmp_path / "m.safetensors", 1)
+    (tmp_path / "._m.safetensors").write_bytes(b"Mac OS X")
+    (tmp_path / "f.safetensors").mkdir()
+    assert weight_files(tmp_path) == [only]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "got none or an empty one; download it again"),
+        ('{"metadata": {}}', "got none or an empty one; download it again"),
+        ('{"weight_map": {}}', "got none or an empty one; download it again"),
+        ('{"weight_map": {"x": 3}}', "got none or an empty one; download it again"),
+        ('{"weight_map": {"x": "/m.safetensors"}}', "wanted files in its own folder; download it again"),
+        ('{"weight_map": {"x": "../m.safetensors"}}', "wanted files in its own folder; download it again"),
+        ("{", "wanted an index of weight files, got Expecting .*; write or download it again"),
+        ("[" * 100_000, "wanted an index of weight files, got .*recursion.*; write or download it again"),
+        ('{"weight_map": ' + "1" * 5000 + "}", "wanted an index of weight files, got Exceeds the limit"),
+        (LFS.decode(), "wanted an index of weight files, got a Git LFS pointer .* `git lfs pull`"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path, text, message):
+    (tmp_path / "m.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=rf"m\.safetensors\.index\.json: .*{message}") as caught:
+        StoredWeights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_of_two_models(tmp_path):
+    """A tensor that two files hold would be whichever is read last."""
+    for name in ("a", "b"):
+        put(tmp_path / f"{name}.safetensors", 1)
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    write_json(tmp_path / "m.safetensors.index.json", index)
+    with pytest.raises(
+        InputError, match=r"x is in a\.safetensors and in b\.safetensors; shards of two models"
+    ):
+        StoredWeights(tmp_path)
+
+
+def test_a_git_lfs_pointer(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(LFS)
+    with pytest.raises(InputError, match=r"m\.safetensors: .*got a Git LFS pointer .* `git lfs pull`"):
+        StoredWeights(path)
+
+
+@pytest.mark.parametrize(("spelling", "size"), [("F8_E4M3", 1), ("F8_E5M2", 1), ("C64", 8)])
+def test_element_types_that_numpy_lacks(tmp_path, spelling, size):
+    entry = {"dtype": spelling, "shape": [3], "data_offsets": [0, 3 * size]}
+    header = json.dumps({"x": entry}).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3 * size))
+    with pytest.raises(
+        InputError, match=rf"m\.safetensors: x has elements of type {spelling}, wanted .*BF16"
+    ):
+        StoredWeights(path)
+
+
+def test_placeholders_hold_no_values():
+    expected = {"a": (2, 3), "b": (4,), "c": (5,), "empty": (0, 4)}
+    given = {"a": (0,), "b": (0,), "c": (0,), "empty": (0, 4)}
+    message = r"model x: 3 tensors hold no values \(a, b, \.\.\.\), wanted whole ones: .* zero_to_fp32\.py"
+    with pytest.raises(InputError, match=message):
+        check_weights(expected, given, "model x")
+    check_weights(expected, expected, "model x")
+
+
+def test_a_checkpoint_of_a_trainer_names_the_models_inside(tmp_path):
+    for name in ("model", "model_ema"):
+        save_weights(tmp_path / name, {"x": np.ones(2, np.float32)}, {})
+    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "latest"):
+        (tmp_path / name).write_bytes(b"")
+    inside = f"the models inside are {tmp_path / 'model'}, {tmp_path / 'model_ema'}: give one of them"
+    with pytest.raises(InputError, match=re.escape(f"found no weights; {inside}")):
+        weight_files(tmp_path)
+    with pytest.raises(InputError, match=re.escape(inside)):
+        ModelSource(path=str(tmp_path)).resolve(TransformerConfig, "transformer")
+    ModelSource(path=str(tmp_path / "model_ema")).resolve(TransformerConfig, "transformer")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_weights_that_are_not_finite(value, dtype):
+    weights = {"x": np.array([[1, value], [value, 2]], dtype), "n": np.array([3])}
+    message = r"model y: 2 of 4 values of x are not finite; .* take an earlier checkpoint"
+    with pytest.raises(InputError, match=message):
+        finite(weights, "x", "model y")
+    weights["x"][~np.isfinite(weights["x"])] = np.finfo(dtype).max
+    np.testing.assert_array_equal(finite(weights, "x", "model y"), weights["x"])
+    np.testing.assert_array_equal(finite(weights, "n", "model y"), [3])

@@ -155,13 +155,19 @@ def test_pickles_that_run_code(tmp_path, suffix):
 def test_pickles_of_other_things(tmp_path):
     path = tmp_path / "c.ckpt"
     dump(path, {"x": np.array([{"a": 1}, None])})
-    refused(path, r"c\.ckpt: not a whole pickle \(arrays of element type O8\)")
+    refused(path, r"c\.ckpt: x: element type O8 is not one of float64, .* cast it before it is saved")
+    dump(path, {"x": np.zeros(3, "M8[s]")})
+    refused(path, r"c\.ckpt: x: element type M8 is not one of float64")
     dump(path, {"x": np.zeros(3, ">f4")})
     refused(path, "another byte order")
     dump(path, {"x": np.zeros(3), "epoch": 7})
     refused(path, r"c\.ckpt: epoch is no array")
     dump(path, {"x": Reduced(np.ndarray, (3,))})
     refused(path, r"not a whole pickle")
+    loop: dict = {"x": np.zeros(3)}
+    loop["again"] = loop
+    dump(path, loop)
+    refused(path, r"nested more than 32 deep, or hold themselves; save the state_dict alone")
     dump(path, {"x": Reduced(np.dtype, ("f4",))})
     refused(path, r"x is no array")
     whole = pickle.dumps({"x": np.zeros(1000)}, 4)
@@ -184,6 +190,41 @@ def test_half_of_i3d_is_refused(tmp_path):
     source = flax_i3d()
     del source["params"]["Logits/Conv3d_0c_1x1"]
     refused(dump(path, source), "has no logits")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("mean", np.zeros((1, 1, 1, 1, 3)), "has parts of different sizes"),
+        ("mean", np.zeros(()), "has parts of different sizes"),
+        ("var", np.full((1, 1, 1, 1, 8), -1.0), "has a negative variance"),
+    ],
+)
+def test_i3d_whose_normalisation_does_not_fit_is_refused(tmp_path, part, value, message):
+    source = flax_i3d()
+    width = source["batch_stats"]["Mixed_4c"]["Branch_3/Conv3d_0b_1x1"]["BatchNorm_0"]["var"].size
+    assert width == 8
+    source["batch_stats"]["Mixed_4c"]["Branch_3/Conv3d_0b_1x1"]["BatchNorm_0"][part] = value
+    refused(dump(tmp_path / "i3d.ckpt", source), rf"i3d\.ckpt: mixed_4c\.branch_3b {message}; copy")
+
+
+@pytest.mark.pt
+def test_i3d_in_a_pytorch_file(tmp_path):
+    """Arrays that someone saved with torch become the same model."""
+    import torch
+
+    def as_torch(tree):
+        if isinstance(tree, dict):
+            return {key: as_torch(value) for key, value in tree.items()}
+        return torch.from_numpy(np.ascontiguousarray(tree))
+
+    source = flax_i3d()
+    torch.save(as_torch(source), tmp_path / "i3d.pt")
+    run(tmp_path / "i3d.pt", tmp_path / "a")
+    run(dump(tmp_path / "i3d.ckpt", source), tmp_path / "b")
+    a, b = (read_safetensors(tmp_path / folder / WEIGHTS) for folder in "ab")
+    assert a.keys() == b.keys()
+    assert all((a[name] == b[name]).all() for name in a)
 
 
 def write_lpips(folder, widths=(4, 5, 6, 7, 8)):
@@ -227,6 +268,10 @@ def test_half_of_lpips_is_refused(tmp_path):
         r"the heads \(lin4\.\.\.\) are missing; add weights/v0\.1/vgg\.pth of the package lpips with --also",
     )
     refused(heads, r"VGG16 \(features\.28\.\.\.\) are missing; add torchvision's vgg16 \.pth")
+    weights = read_safetensors(vgg)
+    del weights["features.7.weight"]
+    cut = write_safetensors(tmp_path / "cut.safetensors", raw(weights))
+    refused(cut, r"of LPIPS net\.slice2\.7\.weight is missing or no kernel; copy", also=(heads,))
     refused(vgg, r"--also .*nowhere\.pth: no such file", also=(tmp_path / "nowhere.pth",))
 
 

@@ -65,7 +65,7 @@ def test_what_is_no_plain_tensor(tmp_path):
     cycle: dict = {"x": torch.ones(2)}
     cycle["again"] = cycle
     torch.save(cycle, path)
-    refused(path, match="not a whole PyTorch checkpoint of plain tensors .*nested more than 32 deep")
+    refused(path, match=r"c\.pt: its dictionaries are nested more than 32 deep, or hold themselves; save")
 
 
 @pytest.mark.pt
@@ -178,21 +178,27 @@ def test_folders(tmp_path):
     for i in (1, 3):
         write_safetensors(folder / f"m-0000{i}-of-00003.safetensors", raw({f"x{i}": np.float32([1])}))
     refused(folder, match=r"their numbering wants m-00002-of-00003\.safetensors, not there; download")
-    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
-    refused(folder, match=r"m\.safetensors\.index\.json wants gone\.safetensors, not there")
-    (folder / "m.safetensors.index.json").write_text(
-        json.dumps(
-            {"weight_map": {"x1": "m-00001-of-00003.safetensors", "x2": "m-00001-of-00003.safetensors"}}
-        )
+    index = folder / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    refused(
+        folder, match=r"found m\.safetensors\.index\.json, m-00001-of-00003\.safetensors; wanted one model"
     )
+    refused(index, match=r"m\.safetensors\.index\.json wants gone\.safetensors, not there; download")
+    shards = {f"x{i}": f"m-0000{i}-of-00003.safetensors" for i in (1, 3)}
+    index.write_text(json.dumps({"weight_map": {**shards, "x2": shards["x1"]}}))
     refused(folder, match="the index lists 1 tensors that no file holds, as x2; download")
-    (folder / "m.safetensors.index.json").write_text("[]")
-    refused(folder, match="not an index, wanted JSON with a weight_map")
+    for foreign in ("[]", "{}", '{"weight_map": {}}', '{"weight_map": {"x": 3}}'):
+        index.write_text(foreign)
+        refused(folder, match=r"m\.safetensors\.index\.json: wanted an index with a weight_map .*download it")
+    index.write_text("not JSON")
+    refused(folder, match=r"m\.safetensors\.index\.json: wanted an index of weight files, got Expecting")
+    index.write_text(json.dumps({"weight_map": {"x": "../other/m.safetensors"}}))
+    refused(folder, match=r"names \.\./other/m\.safetensors, wanted files in its own folder; download")
     (folder / "m.safetensors.index.json").unlink()
     write_safetensors(folder / "m-00002-of-00003.safetensors", raw({"x1": np.float32([1])}))
     refused(folder, match="x1 is in more than one file")
     write_safetensors(folder / "another.safetensors", WEIGHTS)
-    refused(folder, match="wanted one model: give the file you mean as SOURCE")
+    refused(folder, match=r"found another\.safetensors, m-00001-of-00003.safetensors; wanted one model")
 
 
 def test_a_directory_that_holds_weights_is_left_alone(tmp_path):

@@ -8,6 +8,7 @@ Exit code 0: done and read back; 2: could not, nothing was written; 130: interru
 """
 
 import argparse
+import io
 import signal
 import sys
 from pathlib import Path
@@ -21,9 +22,12 @@ from .kinds import KINDS
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         convert(parse(sys.argv[1:]), warn=lambda line: print(f"warning: {line}", file=sys.stderr))
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

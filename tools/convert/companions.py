@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.files import LFS_HINT, is_lfs_pointer, parse_json, read_json, start_of, write_json
 
 from .kinds import Kind
 from .tensors import Content
 
 CONFIG_NAME = "config.json"
+WANTED = "a JSON object, the config of a model"
 EMA_STATE = (  # diffusers' EMAModel writes its own state into the config.json of the averaged model
     *("decay", "min_decay", "inv_gamma", "power", "use_ema_warmup"),
     *("optimization_step", "update_after_step", "foreach"),
@@ -32,13 +34,13 @@ def find_config(given: Path | None, content: Content, folder: Path) -> tuple[dic
     if beside.is_file():
         return _read(beside), f"from {beside}"
     if "config" in content.metadata:
-        return _parse(
-            content.metadata["config"], f"metadata of {content.files[0]}"
+        where = f"metadata of {content.files[0]}"
+        return _object(
+            parse_json(content.metadata["config"], where, WANTED), where
         ), "from the file's metadata"
     if isinstance(content.values.get("config"), dict):
-        return json.loads(
-            json.dumps(content.values["config"], default=str)
-        ), "from the checkpoint's entry config"
+        config = _as_json(content.values["config"], str(content.files[0]))
+        return config, "from the checkpoint's entry config"
     there = folder / CONFIG_NAME
     return (_read(there), f"found at {there}") if there.is_file() else (None, "")
 
@@ -58,42 +60,45 @@ def check_companions(folder: Path, config: dict[str, Any] | None) -> None:
 
 
 def write_companions(
-    folder: Path, destination: Path, source: Path, kind: Kind, config: dict[str, Any] | None
+    folder: Path, destination: Path, from_folder: Path, kind: Kind, config: dict[str, Any] | None
 ) -> list[str]:
-    """Put into `folder` what `destination` lacks: the config, and the source's files that this kind needs.
+    """Put into `folder` what `destination` lacks: the config, and what this kind needs of `from_folder`.
 
     Returns:
-        The names of the files copied from the source.
+        The names of the files copied.
+
+    Raises:
+        InputError: one of them is a Git LFS pointer.
     """
     if config is not None:
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    from_folder = source if source.is_dir() else source.parent
+        write_json(folder / CONFIG_NAME, config)
     copied = [
         name
         for name in kind.companions
         if (from_folder / name).is_file() and not (destination / name).exists()
     ]
     for name in copied:
+        if is_lfs_pointer(start_of(from_folder / name)):
+            raise InputError(f"{from_folder / name}: wanted a file of the tokenizer, got {LFS_HINT}")
         shutil.copyfile(from_folder / name, folder / name)
     return copied
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return _parse(path.read_text(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a config.json with --config") from None
+    return _object(read_json(path, WANTED), str(path))
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error}); give a config.json with --config") from None
+def _object(config: Any, where: str) -> dict[str, Any]:
     if not isinstance(config, dict):
-        raise InputError(
-            f"{where}: holds {type(config).__name__}, wanted a JSON object; give one with --config"
-        )
+        raise InputError(f"{where}: wanted {WANTED}, got {type(config).__name__}; give another with --config")
     if all(key in config for key in ("decay", "optimization_step", "inv_gamma")):
-        config = {key: value for key, value in config.items() if key not in EMA_STATE}
+        return {key: value for key, value in config.items() if key not in EMA_STATE}
     return config
+
+
+def _as_json(config: dict[Any, Any], where: str) -> dict[str, Any]:
+    """What of a Python dictionary JSON can say; a type it lacks becomes its text."""
+    try:
+        return json.loads(json.dumps(config, default=str))
+    except TypeError as error:  # a key that is no text
+        raise InputError(f"{where}: its entry config is not JSON ({error}); give one with --config") from None

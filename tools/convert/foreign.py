@@ -11,7 +11,8 @@ import numpy as np
 from common.errors import InputError
 from common.judges import VGG16_CONVS
 
-from .tensors import ArrayTensor, Content, FileTensor, Tensor, find_dtype
+from .casting import widen
+from .tensors import ArrayTensor, Content, Tensor, find_dtype
 
 Named = Mapping[tuple[Hashable, ...], Tensor]
 
@@ -52,13 +53,18 @@ def _i3d(content: Content) -> Content:
                 f"{where}: {name} has {', '.join(sorted(parts))}, wanted {', '.join(sorted(wanted))}; "
                 "the file is not the whole model: copy it again"
             )
+        outputs = parts["kernel"].shape[-1]
+        if 0 in parts["kernel"].shape or any(parts[part].size != outputs for part in wanted - {"kernel"}):
+            raise InputError(f"{where}: {name} has parts of different sizes; copy the file again")
         weight, bias = parts["kernel"].transpose(4, 3, 0, 1, 2), parts["bias"]
         if name == "logits":
             weight = weight[:, :, 0, 0, 0]
+        elif (parts["var"] < 0).any():
+            raise InputError(f"{where}: {name} has a negative variance; copy the file again")
         else:
             scale = 1 / np.sqrt(parts["var"].reshape(-1) + I3D_EPSILON)
             weight = weight * scale.reshape(-1, 1, 1, 1, 1)
-            bias = bias - parts["mean"].reshape(-1) * scale
+            bias = bias.reshape(-1) - parts["mean"].reshape(-1) * scale
         tensors |= {(f"{name}.weight",): _float32(weight), (f"{name}.bias",): _float32(bias)}
     if "logits" not in units:
         raise InputError(f"{where}: has no logits; the file is not the whole model: copy it again")
@@ -101,6 +107,12 @@ def _lpips(content: Content) -> Content:
                 f"{content.files[0]}: LPIPS wants VGG16 and its heads, and {missing} are missing; "
                 f"add {remedy} with --also FILE"
             )
+    absent = [f"{place}.weight" for place in places.values() if (f"{place}.weight",) not in tensors]
+    flat = [keys[0] for keys, tensor in tensors.items() if not tensor.shape]
+    if absent or flat:
+        raise InputError(
+            f"{content.files[0]}: of LPIPS {(absent or flat)[0]} is missing or no kernel; copy the file again"
+        )
     for name, values in (("shift", LPIPS_SHIFT), ("scale", LPIPS_SCALE)):
         constant = _float32(np.array(values).reshape(1, 3, 1, 1))
         tensors.setdefault((f"scaling_layer.{name}",), constant)
@@ -113,9 +125,8 @@ def _lpips(content: Content) -> Content:
 
 def _array(tensor: Tensor) -> np.ndarray:
     """The values in float64."""
-    assert not isinstance(tensor, FileTensor)
-    data = b"".join(tensor.pieces())
-    return np.frombuffer(data, tensor.dtype.numpy).reshape(tensor.shape).astype(np.float64)
+    data = np.frombuffer(b"".join(tensor.pieces()), tensor.dtype.numpy)
+    return widen(data, tensor.dtype).reshape(tensor.shape).astype(np.float64)
 
 
 def _float32(array: np.ndarray) -> Tensor:

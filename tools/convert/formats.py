@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import LFS_HINT, is_lfs_pointer, start_of
 
 from . import mindspore_file, numpy_file, pytorch_file, safetensors_file
 from .tensors import Content, Tensor
@@ -41,11 +42,12 @@ def reader_of(path: Path) -> Callable[[Path], Content]:
     """What reads an existing file: the reader of its format, or the one for pickles of NumPy arrays.
 
     Raises:
-        InputError: an unknown suffix, or a content that belongs to another one.
+        InputError: an unknown suffix, a content that belongs to another one, or a Git LFS pointer.
     """
+    if is_lfs_pointer(start_of(path)):
+        raise InputError(f"source {path}: wanted weights, got {LFS_HINT}")
     if path.suffix in (*FORMATS["pt"].suffixes, ".ckpt", *READ_ONLY):
-        with open(path, "rb") as file:
-            start = file.read(2)
+        start = start_of(path, 2)
         if path.suffix in READ_ONLY or (start[:1] == b"\x80" and start[1:] > PYTORCH_PROTOCOL):
             return numpy_file.read
     return format_of(path).read
@@ -64,8 +66,7 @@ def format_of(path: Path) -> Format:
         )
     if path.suffix == ".safetensors":
         return FORMATS["safetensors"]
-    with open(path, "rb") as file:
-        start = file.read(4)
+    start = start_of(path, 4)
     if start == b"PK\x03\x04" or start[:1] == b"\x80":  # a zip archive, or a pickle
         return FORMATS["pt"]
     if start[:1] == b"\x0a" and path.suffix == ".ckpt":

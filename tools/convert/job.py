@@ -87,7 +87,7 @@ def convert(job: Job, say: Tell = print, warn: Tell = print) -> list[Written]:
     with whole_target(target) as temporary:
         written = _write(target, temporary, weights.kind, tensors, metadata, job.shard_gb)
         if target.is_folder:
-            copied = write_companions(temporary, target.path, job.source, weights.kind, config)
+            copied = write_companions(temporary, target.path, content.files[0].parent, weights.kind, config)
     for line in [*_lines_after(tensors, rounding, written, copied), _cost(start)]:
         say(line)
     return written
@@ -171,4 +171,5 @@ def _write(
 
 def _sums(hashes: Mapping[Path, str]) -> str:
     """The hashes as sha256sum prints them."""
-    return "\n".join(f"{digest}  {file.name}" for file, digest in hashes.items())
+    names = {file: file.name.encode(errors="backslashreplace").decode() for file in hashes}
+    return "\n".join(f"{digest}  {names[file]}" for file, digest in hashes.items())

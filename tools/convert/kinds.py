@@ -7,6 +7,8 @@ from common.checkpoint import WEIGHTS_NAME
 from common.errors import InputError
 from common.text import TOKENIZER_FILES
 
+from .tensors import shown
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -65,6 +67,6 @@ def detect(names: Iterable[str], wanted: str, where: str) -> Kind:
             return kind
     known = "transformer, vae, text, i3d or lpips" if wanted == "auto" else wanted
     raise InputError(
-        f"{where}: parameters like {', '.join(names[:3])} are of no kind we know, wanted {known}; "
+        f"{where}: parameters like {shown(', '.join(names[:3]))} are of no kind we know, wanted {known}; "
         "use --kind any to convert it unchecked"
     )

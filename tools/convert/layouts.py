@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from common.checkpoint import placeholders
 from common.errors import InputError
 
 from .kinds import Kind, detect
-from .tensors import Content, FileTensor, Tensor, in_words
+from .tensors import Content, FileTensor, Tensor, in_words, shown
 
 EMA = ("ema_state_dict", "ema", "model_ema", "ema_model", "shadow_params")
 PLAIN = ("state_dict", "gen_model", "model_state_dict", "model", "module", "network", "generator")
@@ -25,6 +26,7 @@ COUNTERS = (
     *("beta1_power", "beta2_power", "loss_scale", "scale_sense", "current_iterator_step"),
     *("last_overflow_iterator_step", "optimization_step"),
 )
+DEEPSPEED = ("ds_version", "param_shapes")  # entries of what its ranks save
 STRAY = "top level"  # a tensor next to the dictionary of weights
 COMPILED = "_orig_mod."  # torch.compile puts it anywhere in a name
 
@@ -52,7 +54,8 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
     `module.` and `_orig_mod.`; names that begin with one of `drop` are left out.
 
     Raises:
-        InputError: no weights, weights of another kind than wanted, or averages that cannot be named.
+        InputError: no weights, weights of another kind than wanted, averages that cannot be named, or
+            tensors without values that only `kind` "any" allows.
     """
     source = str(content.files[0])
     groups = _split(content, dotted=kind != "any", where=source)
@@ -68,9 +71,24 @@ def find_weights(content: Content, kind: str, use_ema: bool, drop: tuple[str, ..
             f"dropped: {len(dropped)} tensors, {in_words(_total(tensors[name] for name in dropped))}"
         )
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
-    if not kept:
-        raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
+    _check(kept, source, kind != "any" or not content.values.keys().isdisjoint(DEEPSPEED))
     return Weights(detect(kept, kind, source), kept, notes + _tied(kept))
+
+
+def _check(tensors: Mapping[str, Tensor], source: str, whole: bool) -> None:
+    """Refuse no tensor at all, a name that no format can hold and, if `whole`, tensors without values."""
+    if not tensors:
+        raise InputError(f"{source}: no tensor is left; wanted the weights of a model")
+    wrong = [name for name in tensors if not _is_utf8(name)]
+    if wrong:
+        raise InputError(f"{source}: {shown(wrong[0])} is a name that UTF-8 cannot tell; rename the tensor")
+    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
+    if empty and whole:
+        raise InputError(placeholders(empty, source))
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _split(content: Content, dotted: bool, where: str) -> _Groups:
@@ -83,7 +101,8 @@ def _split(content: Content, dotted: bool, where: str) -> _Groups:
             table = groups.other.setdefault(group, {})
         if name in table:
             raise InputError(
-                f"{where}: two tensors are called {name} once prefixes are removed; use --kind any"
+                f"{where}: two tensors are called {shown(str(name))} once prefixes are removed; "
+                "use --kind any"
             )
         table[name] = tensor
     return groups

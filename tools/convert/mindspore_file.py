@@ -14,11 +14,13 @@ from typing import BinaryIO
 
 from common.errors import InputError
 
-from .tensors import PIECE_BYTES, Content, DType, FileTensor, Tensor, find_dtype
+from .tensors import PIECE_BYTES, Content, DType, FileTensor, Tensor, check_shape, find_dtype, shown
 
 SLICE_BYTES = 512 * 2**20  # as save_checkpoint cuts
 CRC_MARK = b"crc_num"  # and ten bytes, when saved with crc_check=True
 BYTES, VARINT = 2, 0  # wire types
+MAX_TEXT = 2**20  # bytes of a name, of a list of dims, of a string: longer ones are not what they are read as
+MAX_VARINT = 10  # bytes of a number
 
 
 def read(path: Path) -> Content:
@@ -33,7 +35,7 @@ def read(path: Path) -> Content:
         for number, start, end in _fields(file, path, 0, _end_of_messages(file, path)):
             name, dims, spelling, content = _value(file, path, number, start, end)
             if spelling == "str":
-                values[name] = _text(file, content)
+                values[name] = _text(file, path, content)
                 continue
             dtype = find_dtype(spelling, "mindspore", f"{path}: {name}")
             before = found.setdefault(name, (dtype, dims, []))
@@ -44,6 +46,7 @@ def read(path: Path) -> Content:
     for name, (dtype, dims, spans) in found.items():
         size = sum(length for _, length in spans)
         shape = () if dims == (0,) and size else dims  # how older versions write a scalar
+        check_shape(shape, f"{path}: {name}")
         if math.prod(shape) * dtype.size != size or any(length % dtype.size for _, length in spans):
             raise _damaged(path, f"{name} has shape {shape} of {dtype.name} and {size} bytes")
         tensors[(name,)] = FileTensor(dtype, shape, path, tuple(spans))
@@ -87,19 +90,19 @@ def _value(
 ) -> tuple[str, tuple[int, ...], str, tuple[int, int]]:
     """Name, dims, element type and span of one value of the list."""
     fields = {n: (a, b) for n, a, b in _fields(file, path, start, end)} if number == 1 else {}
-    name = _bytes(file, *fields[1]).decode(errors="replace") if 1 in fields else ""
+    name = _short(file, path, *fields[1]).decode(errors="replace") if 1 in fields else ""
     if 2 not in fields:
         raise InputError(
-            f"{path}: {name or 'an entry'} is not a plain tensor (a MapParameter, or another kind of file); "
-            "wanted what mindspore.save_checkpoint writes for a network's parameters"
+            f"{path}: {shown(name) or 'an entry'} is not a plain tensor (a MapParameter, or another kind of "
+            "file); wanted what mindspore.save_checkpoint writes for a network's parameters"
         )
     dims: list[int] = []
     spelling, content = "", (end, 0)
     for n, a, b in _fields(file, path, *fields[2]):
         if n == 1:
-            dims.extend(_varints(_bytes(file, a, b)))
+            dims.extend(_varints(_short(file, path, a, b), path))
         elif n == 2:
-            spelling = _bytes(file, a, b).decode(errors="replace")
+            spelling = _short(file, path, a, b).decode(errors="replace")
         elif n == 3:
             content = (a, b - a)
     return name, tuple(dims), spelling, content
@@ -109,15 +112,15 @@ def _fields(file: BinaryIO, path: Path, position: int, end: int) -> Iterator[tup
     """Number, start and end of the fields of a message; a varint is its own bytes."""
     while position < end:
         file.seek(position)
-        key, used = _first_varint(file.read(10), path)
+        key, used = _first_varint(file.read(MAX_VARINT), path)
         position += used
         if key & 7 == BYTES:
             file.seek(position)
-            length, used = _first_varint(file.read(10), path)
+            length, used = _first_varint(file.read(MAX_VARINT), path)
             position += used
         elif key & 7 == VARINT:
             file.seek(position)
-            length = _first_varint(file.read(10), path)[1]
+            length = _first_varint(file.read(MAX_VARINT), path)[1]
         else:
             raise _damaged(path, f"no known field at byte {position}")
         if position + length > end:
@@ -132,13 +135,15 @@ def _first_varint(data: bytes, path: Path) -> tuple[int, int]:
     """A number and how many bytes it took."""
     for i, byte in enumerate(data):
         if byte < 0x80:
-            return _varints(data[: i + 1])[0], i + 1
+            return _varints(data[: i + 1], path)[0], i + 1
     raise _damaged(path, "a number that does not end")
 
 
-def _varints(data: bytes) -> list[int]:
+def _varints(data: bytes, path: Path) -> list[int]:
     values, value, shift = [], 0, 0
     for byte in data:
+        if shift >= 7 * MAX_VARINT:
+            raise _damaged(path, "a number that does not end")
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
@@ -152,8 +157,15 @@ def _bytes(file: BinaryIO, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def _text(file: BinaryIO, content: tuple[int, int]) -> str:
-    return _bytes(file, content[0], sum(content)).decode("utf-32-le", errors="replace")
+def _short(file: BinaryIO, path: Path, start: int, end: int) -> bytes:
+    """What is read as a whole, hence must not be of any length."""
+    if end - start > MAX_TEXT:
+        raise _damaged(path, f"a name or shape of {end - start} bytes")
+    return _bytes(file, start, end)
+
+
+def _text(file: BinaryIO, path: Path, content: tuple[int, int]) -> str:
+    return _short(file, path, content[0], sum(content)).decode("utf-32-le", errors="replace")
 
 
 def _end_of_messages(file: BinaryIO, path: Path) -> int:
@@ -172,5 +184,6 @@ def _end_of_messages(file: BinaryIO, path: Path) -> int:
 
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(
-        f"{path}: not a whole MindSpore .ckpt: {what}; copy it again, or save it anew without encryption"
+        f"{path}: not a whole MindSpore .ckpt: {shown(what)}; copy it again, or save it anew without "
+        "encryption"
     )

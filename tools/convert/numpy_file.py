@@ -1,11 +1,16 @@
 """Pickles of nested dictionaries of NumPy arrays, as JAX programs save them (.ckpt .pkl .pickle); read only.
 
-A pickle is a program. Ours may name three things of NumPy, and even those are answered by stand-ins that only
-look at shapes and bytes; any other name is refused before it is imported.
+A pickle is a program. Ours may name three things of NumPy, and element types that ml_dtypes adds, and even
+those are answered by stand-ins that only look at shapes and bytes; any other name is refused before it is
+imported.
 """
 
 import math
 import pickle
+import pickletools
+import re
+import struct
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +19,23 @@ import numpy as np
 from common.errors import InputError
 
 from .pytorch_file import flatten
-from .tensors import ArrayTensor, Content, DType, find_dtype
+from .tensors import ArrayTensor, Content, DType, Tensor, check_shape, find_dtype, shown
 
 WANTED = "wanted nothing but NumPy arrays of numbers in dictionaries"
-UNREADABLE = (
+UNREADABLE = (  # what the unpickler raises for files that are damaged or made to harm
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
     LookupError,
     MemoryError,
+    OverflowError,
     RecursionError,
     TypeError,
-    InputError,
+    ValueError,
+    struct.error,
 )
+MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # opcodes that number an object themselves
+OTHER_TYPES = "ml_dtypes"  # the package that adds bfloat16 and float8 to NumPy
 
 
 def read(path: Path) -> Content:
@@ -36,12 +45,9 @@ def read(path: Path) -> Content:
         InputError: the file is damaged, or names anything but NumPy's arrays and their element types.
     """
     try:
+        _check_memo(path)
         with open(path, "rb") as file:
             tree = _Unpickler(file).load()
-        arrays = list(flatten(tree))
-        wrong = [
-            keys for keys, leaf in arrays if not isinstance(leaf, _Array) or leaf.dtype is None or not keys
-        ]
     except _RefusedError as name:
         raise InputError(
             f"{path}: refused, because loading it would run {name}; {WANTED}: save the weights as such, "
@@ -52,9 +58,26 @@ def read(path: Path) -> Content:
         raise InputError(
             f"{path}: not a whole pickle ({reason[0].rstrip('.')[:200]}), {WANTED}; copy it again"
         ) from None
-    if wrong:
-        raise InputError(f"{path}: {'.'.join(map(str, wrong[0])) or 'the file'} is no array, {WANTED}")
-    return Content("pickle of NumPy arrays", [path], {keys: array.tensor() for keys, array in arrays})
+    tensors: dict[tuple[Hashable, ...], Tensor] = {}
+    for keys, leaf in flatten(tree, str(path)):
+        where = f"{path}: {shown('.'.join(map(str, keys))) or 'the file'}"
+        if not isinstance(leaf, _Array) or not keys:
+            raise InputError(f"{where} is no array, {WANTED}")
+        tensors[keys] = leaf.tensor(where)
+    return Content("pickle of NumPy arrays", [path], tensors)
+
+
+def _check_memo(path: Path) -> None:
+    """Refuse numbers of objects that are far beyond their count: the unpickler makes a list as long.
+
+    Raises:
+        UnpicklingError: such a number.
+        ValueError: not a pickle.
+    """
+    with open(path, "rb") as file:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if opcode.name in MEMO and (not isinstance(argument, int) or argument > count):
+                raise pickle.UnpicklingError(f"an object numbered {argument}, the {count}th")
 
 
 class _RefusedError(Exception):
@@ -64,39 +87,54 @@ class _RefusedError(Exception):
 class _DType:
     """Stands in for numpy.dtype: remembers the spelling and the byte order."""
 
-    def __init__(self, spelling: str, align: bool = False, copy: bool = False) -> None:
+    def __init__(self, spelling: Any, align: bool = False, copy: bool = False) -> None:
         self.spelling, self.order = str(spelling), "<"
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
 
-    def find(self) -> DType:
+    def find(self, where: str) -> DType:
         if self.order == ">":
-            raise InputError("arrays of another byte order (big-endian)")
-        if self.spelling[:1] not in "fiub":  # before NumPy reads it: floats, integers, booleans
-            raise InputError(f"arrays of element type {self.spelling}")
-        return find_dtype(np.dtype(self.spelling).name, "name", "the pickle")
+            raise InputError(
+                f"{where} is of another byte order (big-endian), {WANTED}: save it little-endian"
+            )
+        plain = re.fullmatch(r"([fiu])([1248])|(b)1", self.spelling)  # floats, integers, booleans
+        return find_dtype(np.dtype(self.spelling).name if plain else self.spelling, "name", where)
+
+
+class _Named(str):
+    """Stands in for an element type of ml_dtypes: its name."""
 
 
 class _Array:
     """Stands in for numpy.ndarray: takes the state that a pickled array has."""
 
-    dtype: DType | None = None  # until the state is there
+    state: tuple = ()  # until it is there
 
     def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, self.fortran, data = state
-        self.shape = tuple(int(size) for size in shape)
-        self.dtype = found = dtype.find()
-        wanted = math.prod(self.shape) * found.size
-        if not isinstance(data, bytes) or min(self.shape, default=0) < 0 or len(data) != wanted:
-            raise InputError(f"an array of shape {self.shape} wants {wanted} bytes and has others")
-        self.data = data
+        self.state = state
 
-    def tensor(self) -> ArrayTensor:
-        assert self.dtype is not None
-        flat = np.frombuffer(self.data, self.dtype.numpy)
-        array = flat.reshape(self.shape, order="F" if self.fortran else "C")
-        return ArrayTensor(self.dtype, self.shape, array)
+    def tensor(self, where: str) -> ArrayTensor:
+        """What the state says.
+
+        Raises:
+            InputError: no state of an array, or an element type that we do not read.
+        """
+        match self.state:
+            case (_, tuple() as shape, _DType() as found, fortran, data):
+                dtype = found.find(where)
+            case _:
+                raise InputError(f"{where} is no array, {WANTED}")
+        if not all(isinstance(size, int) for size in shape):
+            raise InputError(f"{where} has a shape that is none, {WANTED}; copy the file again")
+        check_shape(shape, where)
+        wanted = math.prod(shape) * dtype.size
+        if not isinstance(data, bytes) or len(data) != wanted:
+            raise InputError(
+                f"{where}: an array of shape {shape} wants {wanted} bytes and has others; copy the file again"
+            )
+        array = np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if fortran else "C")
+        return ArrayTensor(dtype, shape, array)
 
 
 def _reconstruct(cls: Any, shape: Any, typecode: Any) -> _Array:
@@ -114,6 +152,8 @@ STAND_INS = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name == OTHER_TYPES:
+            return _Named(global_name)
         if (module_name, global_name) not in STAND_INS:
-            raise _RefusedError(f"{module_name}.{global_name}")
+            raise _RefusedError(shown(f"{module_name}.{global_name}"))
         return STAND_INS[module_name, global_name]

@@ -5,9 +5,12 @@ are read from the file by us, so that they need not fit into memory.
 import importlib
 import mmap
 import pickle
+import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,17 @@ import numpy as np
 
 from common.errors import InputError
 
-from .tensors import ArrayTensor, Content, DType, FileTensor, StridedTensor, Tensor, find_dtype
+from .tensors import (
+    ArrayTensor,
+    Content,
+    DType,
+    FileTensor,
+    StridedTensor,
+    Tensor,
+    check_shape,
+    find_dtype,
+    shown,
+)
 
 UNREADABLE = (  # what torch and its restricted unpickler raise for files that are damaged or made to harm
     pickle.UnpicklingError,
@@ -25,13 +38,19 @@ UNREADABLE = (  # what torch and its restricted unpickler raise for files that a
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
+    OverflowError,
     TypeError,
-    InputError,
+    ValueError,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 ALIGNMENT = 64
 MAX_DEPTH = 32
+MAX_VISITS = 10_000  # of one container: those that hold each other many times would never end
+UNNAMED = "'torch.storage.UntypedStorage' has no attribute 'dtype'"  # torch 2.6-2.13 of float8 before 1.6
 
 
 def read(path: Path) -> Content:
@@ -41,17 +60,17 @@ def read(path: Path) -> Content:
         InputError: torch is missing, the file is damaged, or it holds more than tensors and plain containers.
     """
     torch = import_torch(f"reading {path}")
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         tree = _load(torch, path, zipped)
-        leaves = list(flatten(tree))
         records = _records(path) if zipped else {}
     except UNREADABLE as error:
         raise InputError(_refusal(path, error)) from None
+    leaves = list(flatten(tree, str(path)))
     tensors, values = {}, {}
     for keys, leaf in leaves:
         if isinstance(leaf, torch.Tensor):
-            where = f"{path}: {'.'.join(map(str, keys)) or 'the file'}"
+            where = f"{path}: {shown('.'.join(map(str, keys))) or 'the file'}"
             tensors[keys or ("tensor",)] = _tensor(torch, leaf, path, records, where)
         elif keys:
             values[str(keys[0])] = tree[keys[0]]
@@ -136,7 +155,9 @@ def _mapped(torch: Any, tensor: Tensor, mapped: mmap.mmap, offset: int) -> Any:
 def _load(torch: Any, path: Path, zipped: bool) -> Any:
     """The pickled structure. Tensors of a zip archive are fake: shapes, and offsets into the file."""
     if not zipped:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged header; the error that follows says more
+            return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED:
@@ -160,18 +181,29 @@ def _records(path: Path) -> dict[int, int]:
     return records
 
 
-def flatten(tree: Any, keys: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
-    """Everything in nested dictionaries and lists that is neither, with the keys that lead there."""
-    if len(keys) > MAX_DEPTH:
-        raise InputError(f"its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves")
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from flatten(value, (*keys, key))
-    elif isinstance(tree, list | tuple):
-        for i, value in enumerate(tree):
-            yield from flatten(value, (*keys, i))
-    else:
+def flatten(tree: Any, where: str) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
+    """Everything in nested dictionaries and lists that is neither, with the keys that lead there.
+
+    Raises:
+        InputError: they hold themselves, or each other so often that listing them would not end.
+    """
+    return _flattened(tree, (), where, Counter())
+
+
+def _flattened(
+    tree: Any, keys: tuple[Hashable, ...], where: str, visits: Counter[int]
+) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
+    if not isinstance(tree, Mapping | list | tuple):
         yield keys, tree
+        return
+    visits[id(tree)] += len(tree) > 0
+    if len(keys) > MAX_DEPTH or visits[id(tree)] > MAX_VISITS:
+        raise InputError(
+            f"{where}: its dictionaries are nested more than {MAX_DEPTH} deep, or hold themselves; "
+            "save the state_dict alone, where it was made"
+        )
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from _flattened(value, (*keys, key), where, visits)
 
 
 def _tensor(torch: Any, tensor: Any, path: Path, records: dict[int, int], where: str) -> Tensor:
@@ -181,6 +213,7 @@ def _tensor(torch: Any, tensor: Any, path: Path, records: dict[int, int], where:
         )
     dtype = find_dtype(str(tensor.dtype).removeprefix("torch."), "name", where)
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    check_shape(shape, where)
     if not records:
         return ArrayTensor(dtype, shape, _array(torch, tensor, dtype))
     offset = tensor.untyped_storage()._checkpoint_offset  # documented in torch's serialization notes
@@ -204,9 +237,14 @@ def _array(torch: Any, tensor: Any, dtype: DType) -> np.ndarray:
 
 def _refusal(path: Path, error: BaseException) -> str:
     reason = str(error)
+    if UNNAMED in reason:
+        return (
+            f"{path}: holds tensors of an element type that PyTorch's format before 1.6 cannot name, as "
+            "float8; cast them before they are saved"
+        )
     for mark in ("unsupported GLOBAL ", "Unsupported global: GLOBAL ", "unsupported class "):
         if mark in reason:
-            what = reason.split(mark)[1].split()[0]
+            what = [*reason.split(mark)[1].split(), "a name"][0]
             return (
                 f"{path}: refused, because loading it would run {what}; wanted tensors, numbers, strings and "
                 "plain containers only (weights_only): save the state_dict alone, where it was made"

@@ -7,8 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
+from common.files import parse_json
 
-from .tensors import Content, FileTensor, Tensor, find_dtype
+from .tensors import Content, FileTensor, Tensor, check_shape, find_dtype
 
 
 def read(path: Path) -> Content:
@@ -22,8 +23,8 @@ def read(path: Path) -> Content:
             pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+            header = parse_json(file.read(length), str(path), "a safetensors header")
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or download it again"
         ) from None
@@ -31,10 +32,9 @@ def read(path: Path) -> Content:
     tensors = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        dtype = find_dtype(entry["dtype"], "safetensors", f"{path}: {name}")
-        tensors[(name,)] = FileTensor(
-            dtype, tuple(entry["shape"]), path, ((8 + length + start, end - start),)
-        )
+        dtype, shape = find_dtype(entry["dtype"], "safetensors", f"{path}: {name}"), tuple(entry["shape"])
+        check_shape(shape, f"{path}: {name}")
+        tensors[(name,)] = FileTensor(dtype, shape, path, ((8 + length + start, end - start),))
     return Content("safetensors", [path], tensors, metadata=metadata)
 
 

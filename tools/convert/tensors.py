@@ -15,6 +15,7 @@ import numpy as np
 from common.errors import InputError
 
 PIECE_BYTES = 8 * 2**20  # a multiple of every element size
+MAX_DIMS = 32  # of NumPy before 2.0
 
 
 def in_words(num_bytes: int) -> str:
@@ -22,6 +23,11 @@ def in_words(num_bytes: int) -> str:
     if num_bytes < 1e5:
         return f"{num_bytes} bytes"
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g} MB"
+
+
+def shown(text: str) -> str:
+    """A name out of a file, fit for a line of text: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,22 @@ def find_dtype(spelling: str, format_name: str, where: str) -> DType:
         if getattr(dtype, format_name) == spelling:
             return dtype
     known = ", ".join(getattr(dtype, format_name) for dtype in DTYPES.values())
-    raise InputError(f"{where}: element type {spelling} is not one of {known}; cast it before it is saved")
+    raise InputError(
+        f"{shown(where)}: element type {shown(spelling)} is not one of {known}; cast it before it is saved"
+    )
+
+
+def check_shape(shape: tuple[int, ...], where: str) -> None:
+    """Refuse what no library can hold, not even of an empty tensor.
+
+    Raises:
+        InputError: negative or huge sizes, or more of them than NumPy can count.
+    """
+    if len(shape) > MAX_DIMS or any(size < 0 for size in shape) or math.prod(filter(None, shape)) >= 2**60:
+        raise InputError(
+            f"{shown(where)}: has shape {str(shape)[:80]}, wanted at most {MAX_DIMS} sizes, of a tensor that "
+            "fits into memory; the file is damaged: copy it again"
+        )
 
 
 @dataclass(frozen=True)
