@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from common.checkpoint import save_weights
+from common.model_record import ModelRecord, read_objective, read_record
 
-from .helpers import command, golden, raw, read_raw, run, write_config, write_safetensors
+from .helpers import ROOT, command, golden, raw, read_raw, run, write_config, write_safetensors
 from .test_refusals import refused
 
 RESULT = "diffusion_pytorch_model.safetensors"
@@ -333,3 +334,11 @@ def test_the_index_decides_not_the_order_of_names(tmp_path):
     index = {name: f"b-0000{i}-of-00002.safetensors" for i, name in enumerate(weights(1), 1)}
     (folder / f"{RESULT}.index.json").write_text(json.dumps({"weight_map": index}))
     assert taken(folder)[0] == 1
+
+
+def test_how_a_transformer_was_trained_goes_along(tmp_path):
+    """Without it a flow model would be sampled as v-prediction, which gives noise."""
+    release = ROOT / "assets" / "t2v_tiny"
+    run(release, tmp_path / "copy", dtype="float32")
+    assert read_objective(tmp_path / "copy") == read_objective(release)
+    assert read_record(tmp_path / "copy") == read_record(release) != ModelRecord()

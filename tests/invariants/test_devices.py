@@ -60,7 +60,8 @@ def on_meta(build, config):
 def denoise(model, latent_shape, text_length, monkeypatch):
     """Two steps of a sampler of the released setting."""
     monkeypatch.setattr(pipeline.LatentSampler, "check_finite", lambda *_: None)  # meta has no values
-    sampler = pipeline.LatentSampler(model, SamplerConfig(num_steps=2).table(), dtype="bfloat16")
+    settings = SamplerConfig(num_steps=2)
+    sampler = pipeline.LatentSampler(model, settings.table(), settings.guidance(), dtype="bfloat16")
     G, width = 2 * latent_shape[0], model.config.caption_channels
     keep = np.arange(text_length)[None] < np.full((G, 1), text_length - 3)
     noise = pipeline.seeded_noise(latent_shape, [0] * latent_shape[0])

@@ -79,7 +79,8 @@ def write_companions(
     ]
     for name in copied:
         if is_lfs_pointer(start_of(from_folder / name)):
-            raise InputError(f"{from_folder / name}: wanted a file of the tokenizer, got {LFS_HINT}")
+            raise InputError(f"{from_folder / name}: wanted a file that belongs to the model, got {LFS_HINT}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(from_folder / name, folder / name)
     return copied
 

@@ -1,14 +1,13 @@
 """One conversion from beginning to end; what it does, it tells line by line."""
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
+from common.host import peak_process_memory_mb
 
 from .casting import Rounding, cast
 from .companions import check_companions, find_config, write_companions
@@ -93,16 +92,6 @@ def convert(job: Job, say: Tell = print, warn: Tell = print) -> list[Written]:
     return written
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process ever had resident."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss would begin with the size of the parent process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _fate_of_config(target: Target) -> str:
     if target.is_folder:
         return ""
@@ -135,7 +124,7 @@ def _lines_after(
 
 
 def _cost(start: float) -> str:
-    seconds, peak = time.perf_counter() - start, peak_memory_bytes()
+    seconds, peak = time.perf_counter() - start, int(peak_process_memory_mb() * 2**20)
     return f"took      {seconds:.1f} s, at most {peak / 1e6:.0f} MB of memory"
 
 

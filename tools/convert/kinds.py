@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.checkpoint import WEIGHTS_NAME
 from common.errors import InputError
+from common.model_record import RECORD, SCHEDULER
 from common.text import TOKENIZER_FILES
 
 from .tensors import shown
@@ -30,7 +31,10 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind(
-            "transformer", DIFFUSERS_STEM, (("transformer_blocks.0.attn1.", "adaln_single.", "pos_embed."),)
+            "transformer",
+            DIFFUSERS_STEM,
+            (("transformer_blocks.0.attn1.", "adaln_single.", "pos_embed."),),
+            companions=(RECORD, SCHEDULER.as_posix()),  # how it was trained
         ),
         Kind("vae", DIFFUSERS_STEM, (("encoder.conv_out.", "decoder.conv_in.", "decoder.conv_out."),)),
         Kind(
