@@ -44,4 +44,4 @@ def peak_process_memory_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 1024
     import psutil
 
-    return psutil.Process().memory_info().peak_wset / 2**20
+    return psutil.Process().memory_info().peak_wset / 2**20  # type: ignore[attr-defined] Windows alone has it

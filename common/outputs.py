@@ -55,7 +55,7 @@ def digest(*arrays: np.ndarray) -> str:
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.dtype} {array.shape}".encode())
-        total.update(np.ascontiguousarray(array))
+        total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()
 
 

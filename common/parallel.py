@@ -43,7 +43,9 @@ def exit_without_shutdown(error: BaseException) -> None:
     """End the process, once its error is told, with the exit code that it has anyway, without taking the
     interpreter down.
     """
-    code = {KeyboardInterrupt: 130}.get(type(error), 2 if isinstance(error, InputError | OSError) else 1)
+    code = 2 if isinstance(error, InputError | OSError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        code = 130
 
     def end() -> None:
         for stream in (sys.stdout, sys.stderr):

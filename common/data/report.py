@@ -44,7 +44,8 @@ class Report:
     @property
     def sizes(self) -> list[tuple[int, int, int]]:
         """Frames, height and width of each bucket."""
-        return [tuple(map(int, line.bucket.split("x"))) for line in self.buckets]
+        sizes = (map(int, line.bucket.split("x")) for line in self.buckets)
+        return [(frames, height, width) for frames, height, width in sizes]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
