@@ -6,12 +6,12 @@ the nearest known name is offered for an unknown one.
 
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
 
@@ -28,6 +28,49 @@ class Config(BaseModel):
     def replace(self: T, **changes: Any) -> T:
         """A copy with some fields changed, validated again."""
         return type(self).model_validate({**self.model_dump(), **changes})
+
+
+def key(
+    default: Any = ...,
+    *,
+    affects_result: bool = True,
+    affects_encoding: bool | None = None,
+    **checks: Any,
+) -> Any:
+    """A field of a training config, which says whether it changes what the run computes.
+
+    Args:
+        default: `...`: there is none.
+        affects_result: False for what says where a run happens and how it fits there: it may change when the
+            run goes on.
+        affects_encoding: of the data section, whether it changes what a clip or its caption is, so that a
+            cache of encoded clips has to be made anew; None: as affects_result.
+        checks: as pydantic's Field takes them: ge, lt, min_length, default_factory, ...
+    """
+    if affects_encoding is None:
+        affects_encoding = affects_result
+    marks: Any = {"affects_result": affects_result, "affects_encoding": affects_encoding}
+    if "default_factory" not in checks:
+        checks["default"] = default
+    return Field(json_schema_extra=marks, **checks)
+
+
+def marks_of(cls: type["Config"], name: str) -> Mapping[str, Any] | None:
+    """What `key` said of a field; None if it was not made by it."""
+    extra = cls.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) and "affects_result" in extra else None
+
+
+def free_keys(cls: type["Config"], prefix: str = "") -> tuple[str, ...]:
+    """The dotted keys, or whole sections, that do not affect the result of a run of this config."""
+    found: list[str] = []
+    for name in cls.model_fields:
+        marks, section = marks_of(cls, name), _nested(cls, name)
+        if marks is not None and not marks["affects_result"]:
+            found.append(prefix + name)
+        elif section is not None:
+            found += free_keys(section, f"{prefix}{name}.")
+    return tuple(found)
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:

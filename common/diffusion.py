@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import Field
 
-from .config import Config
+from .config import Config, key
 from .errors import InputError
 from .noise import generator, index_of
 from .schedules import Prediction, ScheduleConfig, alphas_cumprod, shifted, snr
@@ -19,10 +18,10 @@ from .schedules import Prediction, ScheduleConfig, alphas_cumprod, shifted, snr
 class DiffusionConfig(Config):
     """The training objective. Defaults are those of the released models."""
 
-    prediction_type: Prediction = "v_prediction"  # flow: rectified flow (arXiv:2209.03003)
-    schedule: ScheduleConfig = ScheduleConfig(rescale_betas_zero_snr=True)
-    snr_gamma: float | None = Field(default=None, gt=0)  # min-SNR weighting (arXiv:2303.09556); 5 is usual
-    noise_offset: float = Field(default=0.0, ge=0)  # of a constant per channel that is added to the noise
+    prediction_type: Prediction = key("v_prediction")  # flow: rectified flow (arXiv:2209.03003)
+    schedule: ScheduleConfig = key(ScheduleConfig(rescale_betas_zero_snr=True))
+    snr_gamma: float | None = key(None, gt=0)  # min-SNR weighting (arXiv:2303.09556); 5 is usual
+    noise_offset: float = key(0.0, ge=0)  # of a constant per channel that is added to the noise
 
 
 class Mixture(NamedTuple):

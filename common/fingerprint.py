@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import weight_files
+from .config import marks_of
 from .data.annotations import annotation_files
 from .data.t2v_config import T2VDataConfig
 from .digests import file_digest
@@ -18,20 +19,6 @@ from .i2v_training import I2VConfig
 from .runs import ModelSource
 from .text import TOKENIZER_FILES, TextConfig, model_dir
 
-# keys of the data section that do not change what a clip or its caption is; files are known by their content
-UNBOUND = (
-    "annotations",
-    "root",
-    "encoded",
-    "group",
-    "min_bucket_batches",
-    "token_multiple",
-    "drop_caption_ratio",
-    "stock_caption_ratio",
-    "workers",
-    "prefetch",
-    "max_bad_share",
-)
 REMEDY = "encode the clips anew into another folder, or use what the cache was made with"
 
 
@@ -44,7 +31,7 @@ def fingerprint(
         InputError: a file that is missing.
     """
     settings = text.model_dump(exclude={"path", "dtype"})
-    clips = data.model_dump(exclude=set(UNBOUND), exclude_defaults=True)
+    clips = data.model_dump(exclude=set(unbound()), exclude_defaults=True)  # files are known by their content
     shown = {} if conditions is None else {"conditions": _hash([conditions.model_dump()])}
     return {
         "vae": model_hash(vae),
@@ -52,6 +39,12 @@ def fingerprint(
         "data": _hash([clips, *_digests(annotation_files(data.annotations))]),
         **shown,
     }
+
+
+def unbound() -> tuple[str, ...]:
+    """Keys of the data section that do not change what a clip or its caption is."""
+    marks = {name: marks_of(T2VDataConfig, name) or {} for name in T2VDataConfig.model_fields}
+    return tuple(name for name, mark in marks.items() if not mark.get("affects_encoding", True))
 
 
 def clips_of(data: T2VDataConfig) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
-from .config import Config
+from .config import Config, key
 from .data.buckets import HW_STRIDE, shrunk_to_area
 from .data.transforms import Box, Fit, fit_to_size, stride_box
 from .errors import InputError, MediaError
@@ -27,18 +26,18 @@ ABOUT = {"image": ("at",), "video": ("start", "keep"), "image or video": ("max_h
 class GivenConfig(Config):
     """The size of a video, and what is given of it. Without `image` and `video`: the prompt alone."""
 
-    num_frames: int = Field(default=93, ge=1)
-    height: int = Field(default=352, ge=16)
-    width: int = Field(default=640, ge=16)
+    num_frames: int = key(93, ge=1)
+    height: int = key(352, ge=16)
+    width: int = key(640, ge=16)
     # a picture, or several with commas between; a list or .txt has an entry for each prompt
-    image: str | list[str] | None = None
-    at: list[int] | None = None  # frames that pictures become, -1 the last; of one: 0, of two: 0 and -1
-    video: str | list[str] | None = None  # instead of pictures, a clip
-    start: int | None = None  # its frame that becomes the first; a negative one counts from its end
-    keep: str | int | None = None  # its frames that are given, such as "0:9" or "0,8,-1"; else its first
-    max_hxw: int | None = Field(default=None, ge=HW_STRIDE**2)  # pixels; the size is that of what is given
+    image: str | list[str] | None = key(None)
+    at: list[int] | None = key(None)  # frames that pictures become, -1 the last; of one: 0, of two: 0 and -1
+    video: str | list[str] | None = key(None)  # instead of pictures, a clip
+    start: int | None = key(None)  # its frame that becomes the first; a negative one counts from its end
+    keep: str | int | None = key(None)  # its frames that are given, such as "0:9" or "0,8,-1"; else its first
+    max_hxw: int | None = key(None, ge=HW_STRIDE**2)  # pixels; the size is that of what is given
     # standard deviation of noise on what is given; pixels are in [-1, 1]
-    noise_strength: float = Field(default=0.0, ge=0)
+    noise_strength: float = key(0.0, ge=0)
 
 
 class Given(NamedTuple):

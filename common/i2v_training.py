@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from .config import Config
+from .config import Config, key
 from .errors import InputError
 from .masks import MaskConfig, add_noise, compress_mask, draw_given, generate_mask, masked, pixels_of
 from .models import TransformerConfig
@@ -21,7 +21,7 @@ from .noise import generator, index_of
 class MaskStage(MaskConfig):
     """The tasks from one step on."""
 
-    from_step: int = Field(default=0, ge=0)
+    from_step: int = key(0, ge=0)
 
 
 class ConditionNoiseConfig(Config):
@@ -29,16 +29,16 @@ class ConditionNoiseConfig(Config):
     [-1, 1] (CogVideoX, arXiv:2408.06072, section 3.3).
     """
 
-    mean: float = -3.0
-    std: float = Field(default=0.5, ge=0)
-    noiseless_ratio: float = Field(default=0.05, ge=0, le=1)  # of the clips: they get none
+    mean: float = key(-3.0)
+    std: float = key(0.5, ge=0)
+    noiseless_ratio: float = key(0.05, ge=0, le=1)  # of the clips: they get none
 
 
 class I2VConfig(Config):
     """The `conditions` section of a run that trains an image-to-video model."""
 
-    stages: tuple[MaskStage, ...] = (MaskStage(),)  # each until the next begins
-    noise: ConditionNoiseConfig | None = ConditionNoiseConfig()
+    stages: tuple[MaskStage, ...] = key((MaskStage(),))  # each until the next begins
+    noise: ConditionNoiseConfig | None = key(ConditionNoiseConfig())
 
     @model_validator(mode="after")
     def _in_order(self) -> "I2VConfig":

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from .config import Config
+from .config import Config, key
 from .errors import InputError
 from .models import TransformerConfig
 from .skiparse import to_patches
@@ -30,11 +30,11 @@ MASKED = -1.0  # pixels of frames to be generated: black
 class MaskConfig(Config):
     """How often each task is trained. Ratios are taken relative to their sum; all zero: all alike."""
 
-    video: dict[MaskType, float] = Field(default=VIDEO_RATIOS)
-    image: dict[ImageMaskType, float] = Field(default=IMAGE_RATIOS)
+    video: dict[MaskType, float] = key(VIDEO_RATIOS)
+    image: dict[ImageMaskType, float] = key(IMAGE_RATIOS)
     # bounds of the share of frames that continuation and random_temporal give
-    min_clear_ratio: float = Field(default=0.0, ge=0, le=1)
-    max_clear_ratio: float = Field(default=1.0, ge=0, le=1)
+    min_clear_ratio: float = key(0.0, ge=0, le=1)
+    max_clear_ratio: float = key(1.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> "MaskConfig":

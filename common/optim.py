@@ -3,27 +3,26 @@
 import math
 
 import numpy as np
-from pydantic import Field
 
-from .config import Config
+from .config import Config, key
 
 
 class AdamWConfig(Config):
     """AdamW with bias correction and decoupled weight decay (arXiv:1711.05101)."""
 
-    lr: float = Field(default=1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
+    lr: float = key(1e-4, gt=0)
+    betas: tuple[float, float] = key((0.9, 0.999))
+    eps: float = key(1e-8, gt=0)
+    weight_decay: float = key(1e-2, ge=0)
 
 
 class OptimConfig(AdamWConfig):
     """AdamW with the schedule of its learning rate, clipping, and the average of the weights it makes."""
 
-    warmup_steps: int = Field(default=0, ge=0)  # the rate grows linearly from lr / warmup_steps
-    decay_steps: int = Field(default=0, ge=0)  # then falls along a cosine until this step; 0: stays
-    final_lr_share: float = Field(default=0.0, ge=0, le=1)  # of lr, where the cosine ends
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    warmup_steps: int = key(0, ge=0)  # the rate grows linearly from lr / warmup_steps
+    decay_steps: int = key(0, ge=0)  # then falls along a cosine until this step; 0: stays
+    final_lr_share: float = key(0.0, ge=0, le=1)  # of lr, where the cosine ends
+    max_grad_norm: float = key(1.0, gt=0)
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`, counted from 1."""

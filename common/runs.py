@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import AfterValidator, Field, model_validator
 
 from .checkpoint import weight_files
-from .config import Config, build
+from .config import Config, build, key
 from .errors import InputError
 from .files import read_json
 from .fvd import MIN_FRAMES
@@ -45,10 +45,10 @@ Device = Annotated[str, AfterValidator(_check_device)]
 class ModelSource(Config):
     """Where a model comes from: a directory as on the Hugging Face hub, or a config with random weights."""
 
-    path: str | None = None
-    overrides: dict[str, Any] = Field(default_factory=dict)  # fields to change in the directory's config.json
-    config: dict[str, Any] | None = None
-    random_seed: int | None = None  # draw weights by name from this seed instead of reading them
+    path: str | None = key(None, affects_result=False)
+    overrides: dict[str, Any] = key(default_factory=dict)  # fields to change in the directory's config.json
+    config: dict[str, Any] | None = key(None)
+    random_seed: int | None = key(None)  # draw weights by name from this seed instead of reading them
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSource":
@@ -124,15 +124,16 @@ class VideoSize(Protocol):
 class SamplerConfig(Config):
     """How latents are drawn. The defaults are the released models' recommended setting."""
 
-    name: str = "EulerAncestralDiscrete"
-    num_steps: int = 100
-    prediction_type: Prediction = "v_prediction"
-    guidance_scale: float = Field(default=7.5, ge=0)  # 1 and less turn guidance off and halve the work
-    guidance_below_one: bool = False  # scales under 1 guide too, mostly by the negative prompt; 0 by it alone
-    guidance_rescale: float = Field(default=0.0, ge=0, le=1)  # arXiv:2305.08891, section 3.4
-    timestep_spacing: Spacing | None = None
-    steps_offset: int = 0
-    schedule: ScheduleConfig = ScheduleConfig(rescale_betas_zero_snr=True)
+    name: str = key("EulerAncestralDiscrete")
+    num_steps: int = key(100)
+    prediction_type: Prediction = key("v_prediction")
+    guidance_scale: float = key(7.5, ge=0)  # 1 and less turn guidance off and halve the work
+    # scales under 1 guide too, mostly by the negative prompt; 0 by it alone
+    guidance_below_one: bool = key(False)
+    guidance_rescale: float = key(0.0, ge=0, le=1)  # arXiv:2305.08891, section 3.4
+    timestep_spacing: Spacing | None = key(None)
+    steps_offset: int = key(0)
+    schedule: ScheduleConfig = key(ScheduleConfig(rescale_betas_zero_snr=True))
 
     def guidance(self) -> Guidance:
         return Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_below_one)
@@ -151,8 +152,8 @@ class SamplerConfig(Config):
 class SequenceConfig(Config):
     """How ranks share the tokens of one video."""
 
-    sequence: int = Field(default=1, ge=1)  # ranks in a row that share a sequence
-    kind: Kind = "skiparse"  # how they share it (common/sharing.py)
+    sequence: int = key(1, ge=1)  # ranks in a row that share a sequence
+    kind: Kind = key("skiparse")  # how they share it (common/sharing.py)
 
     def samples_mesh(self, mesh: Mesh) -> Mesh:
         """Which share of the samples a rank has: those that share a sequence have the same.

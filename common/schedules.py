@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 
 Float64 = NDArray[np.float64]
@@ -25,13 +25,13 @@ ZERO_SNR_FLOOR = (
 class ScheduleConfig(Config):
     """The noise schedule of a model. The released models have the defaults, but zero terminal SNR."""
 
-    num_train_timesteps: int = Field(default=1000, ge=2)
-    beta_start: float = Field(default=1e-4, gt=0, lt=1)
-    beta_end: float = Field(default=0.02, gt=0, lt=1)
-    beta_schedule: Literal["linear", "scaled_linear"] = "linear"  # scaled_linear: linear in sqrt(beta)
-    rescale_betas_zero_snr: bool = False
-    snr_shift_scale: float = Field(default=1.0, gt=0)  # divides every signal-to-noise ratio; CogVideoX has 3
-    shift: float = Field(default=1.0, gt=0)  # flow matching only, see `shifted`
+    num_train_timesteps: int = key(1000, ge=2)
+    beta_start: float = key(1e-4, gt=0, lt=1)
+    beta_end: float = key(0.02, gt=0, lt=1)
+    beta_schedule: Literal["linear", "scaled_linear"] = key("linear")  # scaled_linear: linear in sqrt(beta)
+    rescale_betas_zero_snr: bool = key(False)
+    snr_shift_scale: float = key(1.0, gt=0)  # divides every signal-to-noise ratio; CogVideoX has 3
+    shift: float = key(1.0, gt=0)  # flow matching only, see `shifted`
 
     @model_validator(mode="after")
     def _betas_grow(self) -> "ScheduleConfig":

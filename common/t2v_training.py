@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .conditions import grid_inputs
-from .config import Config
+from .config import Config, free_keys, key
 from .data.buckets import Bucket
 from .data.encoded import EncodedLoader
 from .data.t2v import T2VLoader
@@ -38,73 +38,57 @@ from .skiparse import padded_length, to_patches
 from .text import TextConfig
 from .training.loop import LoopConfig
 
-# what may change when a run goes on: where it runs and how it fits there
-FREE_KEYS = (
-    "output",
-    "device",
-    "accumulate",
-    "recompute",
-    "parallel",
-    "transformer.path",  # where files lie; a cache is known by what it was made with
-    "vae.path",
-    "text.path",
-    "data.annotations",
-    "data.root",
-    "data.encoded",
-    "data.workers",
-    "data.prefetch",
-    "data.max_bad_share",
-    "data.token_multiple",  # for the report alone
-    "validation",
-    "ema_on_host",
-    "encoders_on_host",
-    "vae_chunk_frames",
-)
-
 
 class T2VValidationConfig(GivenConfig):
     """What a model in training is judged by: the loss on clips it is not trained on, and videos it makes. An
     image-to-video model makes them from what is given.
     """
 
-    data: T2VDataConfig | None = None  # clips of the loss; none: no loss, and no model counts as best
-    batches: int = Field(default=8, ge=1)
-    prompts: tuple[str, ...] = ()  # a video each, shown in TensorBoard
-    negative_prompt: str = ""
-    sampler: SamplerConfig = SamplerConfig()
+    data: T2VDataConfig | None = key(None)  # clips of the loss; none: no loss, and no model counts as best
+    batches: int = key(8, ge=1)
+    prompts: tuple[str, ...] = key(())  # a video each, shown in TensorBoard
+    negative_prompt: str = key("")
+    sampler: SamplerConfig = key(SamplerConfig())
 
 
 class ParallelConfig(SequenceConfig):
     """How ranks share the work. What is left after `sequence` is data parallel."""
 
-    zero: Literal[0, 1, 2, 3] = 0  # ranks share: 1 the optimizer's state, 2 gradients too, 3 parameters too
+    # ranks share: 1 the optimizer's state, 2 gradients too, 3 parameters too
+    zero: Literal[0, 1, 2, 3] = key(0)
 
 
 class T2VTrainConfig(Config):
     """`python -m ms.train` / `python -m pt.train`: the transformer from clips with captions."""
 
-    transformer: ModelSource  # a config with random_seed starts anew, a path continues from its weights
-    vae: ModelSource
-    text: TextConfig
-    data: T2VDataConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    conditions: I2VConfig | None = None  # what an image-to-video model is shown of its clips
-    validation: T2VValidationConfig | None = None
-    global_batch_size: int = Field(default=1, ge=1)  # clips of an update, of all ranks together
-    accumulate: int = Field(default=1, ge=1)  # parts a rank's clips are cut into, to fit into memory
-    optimizer: OptimConfig = OptimConfig(eps=1e-15)
-    ema_decay: float = Field(default=0.9999, ge=0, lt=1)  # of the weights that are judged and kept; 0: none
-    ema_on_host: bool = False  # the average is kept in the host's memory, and made there
-    recompute: int = Field(default=0, ge=0)  # every n-th block forgets its activations; 0: none, 1: all
-    parallel: ParallelConfig = ParallelConfig()
-    dtype: DType = "float32"  # of activations; weights and their updates are float32
-    vae_dtype: DType = "float32"
-    vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
-    encoders_on_host: bool = False  # VAE and text encoder rest in the host's memory between uses
-    seed: int = Field(default=0, ge=0)
-    device: Device = "auto"
-    loop: LoopConfig
-    output: str = "outputs/train"
+    # a config with random_seed starts anew, a path continues from its weights
+    transformer: ModelSource = key()
+    vae: ModelSource = key()
+    text: TextConfig = key()
+    data: T2VDataConfig = key()
+    diffusion: DiffusionConfig = key(DiffusionConfig())
+    conditions: I2VConfig | None = key(None)  # what an image-to-video model is shown of its clips
+    validation: T2VValidationConfig | None = key(None, affects_result=False)
+    global_batch_size: int = key(1, ge=1)  # clips of an update, of all ranks together
+    # parts a rank's clips are cut into, to fit into memory
+    accumulate: int = key(1, ge=1, affects_result=False)
+    optimizer: OptimConfig = key(OptimConfig(eps=1e-15))
+    ema_decay: float = key(0.9999, ge=0, lt=1)  # of the weights that are judged and kept; 0: none
+    # the average is kept in the host's memory, and made there
+    ema_on_host: bool = key(False, affects_result=False)
+    # every n-th block forgets its activations; 0: none, 1: all
+    recompute: int = key(0, ge=0, affects_result=False)
+    parallel: ParallelConfig = key(ParallelConfig(), affects_result=False)
+    dtype: DType = key("float32")  # of activations; weights and their updates are float32
+    vae_dtype: DType = key("float32")
+    # pixel frames encoded at a time after the first; 0: all
+    vae_chunk_frames: int = key(0, ge=0, affects_result=False)
+    # VAE and text encoder rest in the host's memory between uses
+    encoders_on_host: bool = key(False, affects_result=False)
+    seed: int = key(0, ge=0)
+    device: Device = key("auto", affects_result=False)
+    loop: LoopConfig = key(affects_result=False)
+    output: str = key("outputs/train", affects_result=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +114,11 @@ class T2VTrainConfig(Config):
     def dtypes(self) -> dict[str, str]:
         """The precisions that a device must have, by their keys."""
         return {"dtype": self.dtype, "vae_dtype": self.vae_dtype, "text.dtype": self.text.dtype}
+
+    @property
+    def free_keys(self) -> tuple[str, ...]:
+        """What may change when a run goes on: where it runs and how it fits there."""
+        return free_keys(type(self))
 
     def samples_mesh(self, mesh: Mesh) -> Mesh:
         """Which share of the samples a rank has: those that share a sequence have the same.

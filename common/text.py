@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from safetensors.numpy import save_file
 
 from .checkpoint import indexed_files
-from .config import Config
+from .config import Config, key
 from .errors import InputError
 from .files import read_json
 
@@ -37,10 +37,11 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 class TextConfig(Config):
     """Which text encoder turns prompts into states, and how many tokens it reads."""
 
-    kind: Kind
-    path: str | None = None  # model directory; None for minilm: the one inside the installed package
-    max_length: int = Field(default=512, ge=2)  # tokens, including the ones that the tokenizer adds
-    dtype: DType = "float32"
+    kind: Kind = key()
+    # model directory; None for minilm: the one inside the installed package
+    path: str | None = key(None, affects_result=False)
+    max_length: int = key(512, ge=2)  # tokens, including the ones that the tokenizer adds
+    dtype: DType = key("float32")
 
     @model_validator(mode="after")
     def _mt5_needs_a_directory(self) -> "TextConfig":

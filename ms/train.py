@@ -24,7 +24,6 @@ from common.parallel import Mesh, mesh_from_environment
 from common.provenance import record_of
 from common.runs import check_pair
 from common.t2v_training import (
-    FREE_KEYS,
     Samples,
     T2VTrainConfig,
     announce,
@@ -317,7 +316,7 @@ def train_on(config: T2VTrainConfig, mesh: Mesh, device: str, ranks: Ranks) -> N
                 "images in are new and start at zero"
             )
     try:
-        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, FREE_KEYS)
+        outcome = run_loop(task, loader.batches, config.loop, config.output, config, ranks, config.free_keys)
     finally:  # a session that is stopped has skipped clips too, and each rank its own
         print(f"rank {ranks.rank}: {loader.summary()}; {task.encoders.summary()}")
         if task.held_out is not None:

@@ -7,9 +7,9 @@ annotations and the reader of one clip go by the same rules.
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 
 VAE_STRIDE = (
@@ -50,16 +50,16 @@ def rounded_up(count: int, multiple: int) -> int:
 class SizesConfig(Config):
     """One of three: `height` and `width`, `max_tokens`, or `max_height` and `max_width`."""
 
-    height: int | None = Field(default=None, ge=TOKEN, multiple_of=TOKEN)  # one size for every clip
-    width: int | None = Field(default=None, ge=TOKEN, multiple_of=TOKEN)
-    max_tokens: int | None = Field(default=None, ge=1)  # of a frame; a token is 16 x 16 pixels
-    min_tokens: int = Field(default=1, ge=1)
-    max_height: int | None = Field(default=None, ge=TOKEN)  # clips are shrunk until they fit in
-    max_width: int | None = Field(default=None, ge=TOKEN)
-    min_height: int = Field(default=1, ge=1)
-    min_width: int = Field(default=1, ge=1)
-    hw_stride: int = Field(default=HW_STRIDE, ge=TOKEN, multiple_of=TOKEN)  # sizes are multiples of it
-    max_aspect: float = Field(default=2.0, ge=1)  # of height to width, or against that of the one size
+    height: int | None = key(None, ge=TOKEN, multiple_of=TOKEN)  # one size for every clip
+    width: int | None = key(None, ge=TOKEN, multiple_of=TOKEN)
+    max_tokens: int | None = key(None, ge=1)  # of a frame; a token is 16 x 16 pixels
+    min_tokens: int = key(1, ge=1)
+    max_height: int | None = key(None, ge=TOKEN)  # clips are shrunk until they fit in
+    max_width: int | None = key(None, ge=TOKEN)
+    min_height: int = key(1, ge=1)
+    min_width: int = key(1, ge=1)
+    hw_stride: int = key(HW_STRIDE, ge=TOKEN, multiple_of=TOKEN)  # sizes are multiples of it
+    max_aspect: float = key(2.0, ge=1)  # of height to width, or against that of the one size
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SizesConfig":

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 from common.images import read_image, resize_crop
 from common.noise import generator, index_of
@@ -28,13 +28,11 @@ from .video_files import IMAGE_SUFFIXES, find_videos
 class SourceConfig(Config):
     """One source of clips; exactly one of `videos`, `generated` and `photographs`."""
 
-    videos: str | None = None  # a folder searched recursively, a video or image file, or a .txt list
-    generated: bool = False  # scenes drawn on the fly (common/data/scenes.py)
-    heldout: bool = False  # generated scenes kept out of training, to measure on
-    photographs: bool = False  # freely licensed ones that the pip package scikit-image ships
-    weight: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False
-    )  # share of the samples, relative to the others
+    videos: str | None = key(None)  # a folder searched recursively, a video or image file, or a .txt list
+    generated: bool = key(False)  # scenes drawn on the fly (common/data/scenes.py)
+    heldout: bool = key(False)  # generated scenes kept out of training, to measure on
+    photographs: bool = key(False)  # freely licensed ones that the pip package scikit-image ships
+    weight: float = key(1.0, gt=0, allow_inf_nan=False)  # share of the samples, relative to the others
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SourceConfig":

@@ -12,9 +12,9 @@ from math import floor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 from common.images import to_model
 from common.noise import generator, index_of
@@ -30,23 +30,19 @@ ONE_PROCESS = Mesh()
 class ClipsConfig(Config):
     """Clips of one size and length from one or more sources."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    num_frames: int = Field(ge=1)
-    height: int = Field(ge=16)
-    width: int = Field(ge=16)
-    sample_rate: int | tuple[int, int] = (
-        1  # take every n-th frame of a file, or n drawn from [least, greatest]
-    )
-    image_share: float = Field(
-        default=0.0, ge=0, le=1
-    )  # of the batches; 0.25: every fourth is of single frames
-    crop: Literal["centre", "random"] = "centre"  # of files, once scaled to cover height x width
-    random_flip: bool = False  # left and right, in half of the clips
-    workers: int = Field(default=2, ge=0)  # processes that read; 0: a thread of the trainer
-    prefetch: int = Field(default=2, ge=0)  # batches read ahead
-    max_bad_share: float = Field(
-        default=0.01, ge=0, le=1
-    )  # of the files tried; more broken ones stop the run
+    sources: list[SourceConfig] = key(..., min_length=1)
+    num_frames: int = key(..., ge=1)
+    height: int = key(..., ge=16)
+    width: int = key(..., ge=16)
+    # take every n-th frame of a file, or n drawn from [least, greatest]
+    sample_rate: int | tuple[int, int] = key(1)
+    image_share: float = key(0.0, ge=0, le=1)  # of the batches; 0.25: every fourth is of single frames
+    crop: Literal["centre", "random"] = key("centre")  # of files, once scaled to cover height x width
+    random_flip: bool = key(False)  # left and right, in half of the clips
+    workers: int = key(2, ge=0, affects_result=False)  # processes that read; 0: a thread of the trainer
+    prefetch: int = key(2, ge=0, affects_result=False)  # batches read ahead
+    # of the files tried; more broken ones stop the run
+    max_bad_share: float = key(0.01, ge=0, le=1, affects_result=False)
 
     @field_validator("sample_rate")
     @classmethod

@@ -1,8 +1,8 @@
 """The `data` section of a run that trains the transformer."""
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 
 from .buckets import TOKEN, Bucket, SizesConfig
@@ -12,40 +12,46 @@ from .selection import MIN_FRAMES, closest_length
 class T2VDataConfig(Config):
     """Clips with captions: those that annotations name, or scenes drawn on the fly."""
 
-    annotations: str | None = None  # data.txt with lines `root,file`; or one .json, .jsonl or .parquet file
-    root: str | None = None  # where the paths of a single annotation file begin; None: in its own folder
-    generated: bool = False  # scenes (common/data/scenes.py), without those held out to measure on
-    generated_sizes: tuple[tuple[int, int, int], ...] = ()  # num_frames, height, width: in turns, one a batch
+    # data.txt with lines `root,file`; or one .json, .jsonl or .parquet file
+    annotations: str | None = key(None, affects_result=False)
+    # where the paths of a single annotation file begin; None: in its own folder
+    root: str | None = key(None, affects_result=False)
+    generated: bool = key(False)  # scenes (common/data/scenes.py), without those held out to measure on
+    # num_frames, height, width: in turns, one a batch
+    generated_sizes: tuple[tuple[int, int, int], ...] = key(())
 
-    encoded: str | None = None  # a folder that python -m ms.encode made of these very clips, read instead
+    # a folder that python -m ms.encode made of these very clips, read instead
+    encoded: str | None = key(None, affects_result=False)
 
-    sizes: SizesConfig | None = None  # of annotated clips
-    num_frames: int = Field(default=93, ge=1)  # at most; one more than a multiple of 4
-    min_frames: int = Field(default=MIN_FRAMES, ge=1)  # videos that give fewer are dropped
-    fps: float = Field(default=16.0, gt=0)  # frames are chosen so
-    speed_factor: float = Field(default=1.0, ge=1)  # clips longer than num_frames go up to so much faster
-    max_excerpt: float = Field(default=5.0, ge=1)  # clips this many times longer than num_frames are dropped
-    drop_short_ratio: float = Field(default=0.0, ge=0, le=1)  # of the clips shorter than num_frames
-    latent_multiple: int = Field(
-        default=1, ge=1
-    )  # of latent frames: the ranks that share a sequence by frames
-    min_aesthetic: float | None = None  # entries with a lower score, or none, are dropped
-    min_motion: float | None = None
-    min_tech: float | None = None
+    sizes: SizesConfig | None = key(None)  # of annotated clips
+    num_frames: int = key(93, ge=1)  # at most; one more than a multiple of 4
+    min_frames: int = key(MIN_FRAMES, ge=1)  # videos that give fewer are dropped
+    fps: float = key(16.0, gt=0)  # frames are chosen so
+    speed_factor: float = key(1.0, ge=1)  # clips longer than num_frames go up to so much faster
+    max_excerpt: float = key(5.0, ge=1)  # clips this many times longer than num_frames are dropped
+    drop_short_ratio: float = key(0.0, ge=0, le=1)  # of the clips shorter than num_frames
+    latent_multiple: int = key(1, ge=1)  # of latent frames: the ranks that share a sequence by frames
+    min_aesthetic: float | None = key(None)  # entries with a lower score, or none, are dropped
+    min_motion: float | None = key(None)
+    min_tech: float | None = key(None)
 
-    group: bool = True  # batches of one bucket; false: batches padded to one size, with a mask
-    min_bucket_batches: int = Field(default=1, ge=0)  # buckets with fewer full batches are dropped
-    token_multiple: int = Field(default=16, ge=1)  # the model's skip_stride squared, for the report alone
-    drop_caption_ratio: float = Field(default=0.1, ge=0, le=1)  # trained without text, for guidance
-    stock_caption_ratio: float = Field(default=0.0, ge=0, le=1)  # of those: a sentence that always fits
-    keep_chinese: bool = True  # False for text encoders that know no Chinese
-    masking_notice: bool = False  # tell of blurred faces in images whose path has /sam/ in it
+    # batches of one bucket; false: batches padded to one size, with a mask
+    group: bool = key(True, affects_encoding=False)
+    # buckets with fewer full batches are dropped
+    min_bucket_batches: int = key(1, ge=0, affects_encoding=False)
+    # the model's skip_stride squared, for the report alone
+    token_multiple: int = key(16, ge=1, affects_result=False)
+    # trained without text, for guidance
+    drop_caption_ratio: float = key(0.1, ge=0, le=1, affects_encoding=False)
+    # of those: a sentence that always fits
+    stock_caption_ratio: float = key(0.0, ge=0, le=1, affects_encoding=False)
+    keep_chinese: bool = key(True)  # False for text encoders that know no Chinese
+    masking_notice: bool = key(False)  # tell of blurred faces in images whose path has /sam/ in it
 
-    workers: int = Field(default=2, ge=0)  # processes that read; 0: a thread of the trainer
-    prefetch: int = Field(default=2, ge=0)  # batches read ahead
-    max_bad_share: float = Field(
-        default=0.01, ge=0, le=1
-    )  # of the clips tried; more broken ones stop the run
+    workers: int = key(2, ge=0, affects_result=False)  # processes that read; 0: a thread of the trainer
+    prefetch: int = key(2, ge=0, affects_result=False)  # batches read ahead
+    # of the clips tried; more broken ones stop the run
+    max_bad_share: float = key(0.01, ge=0, le=1, affects_result=False)
 
     @model_validator(mode="after")
     def _one_source(self) -> "T2VDataConfig":

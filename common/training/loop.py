@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
 
 from common.cli import commit, write_report
-from common.config import Config
+from common.config import Config, key
 from common.errors import InputError
 
 from .checkpoint import Checkpoint, Facts, checkpoint_folder, record_validation, save
@@ -36,14 +35,14 @@ Batches = Callable[[int, int], Iterable[tuple[int, Batch]]]  # (start, stop) -> 
 class LoopConfig(Config):
     """How long to train and what to keep. None of these keys changes what a step computes."""
 
-    steps: int = Field(ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_last: int = Field(default=3, ge=1)
-    keep_best: int = Field(default=1, ge=0)  # by lowest validation score; a new best is kept at once
-    validate_every: int = Field(default=0, ge=0)  # 0: never
-    log_every: int = Field(default=10, ge=1)  # to the terminal and TensorBoard; losses.jsonl has every step
-    resume: str = "auto"  # auto (newest good checkpoint in the output), never, or a checkpoint's path
-    max_seconds: float | None = Field(default=None, gt=0)  # of a session; then stop with a checkpoint
+    steps: int = key(..., ge=1)
+    checkpoint_every: int = key(500, ge=1)
+    keep_last: int = key(3, ge=1)
+    keep_best: int = key(1, ge=0)  # by lowest validation score; a new best is kept at once
+    validate_every: int = key(0, ge=0)  # 0: never
+    log_every: int = key(10, ge=1)  # to the terminal and TensorBoard; losses.jsonl has every step
+    resume: str = key("auto")  # auto (newest good checkpoint in the output), never, or a checkpoint's path
+    max_seconds: float | None = key(None, gt=0)  # of a session; then stop with a checkpoint
 
 
 class NotFinite(Exception):  # noqa: N818 an event a task reports; run_loop makes it an error

@@ -1,15 +1,16 @@
 """Strict configs: every mistake is one line that names the key; every preset loads."""
 
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from common.captions import NEGATIVE_PROMPT, PROMPT_TEMPLATE
-from common.config import Config, build, load
+from common.config import Config, build, free_keys, key, load, marks_of
 from common.encoding import EncodeConfig
-from common.models import TransformerConfig, VAEConfig
+from common.models import HubConfig, TransformerConfig, VAEConfig
 from common.runs import EvaluateVAEConfig, ReconstructConfig, SampleConfig
 from common.t2v_training import T2VTrainConfig
 from common.vae_training import VAETrainConfig
@@ -182,3 +183,52 @@ def test_an_override_reaches_into_a_list(tmp_path):
     assert config.data.sources[0].videos == "a: b"
     with pytest.raises(ValueError, match="'7' is not an entry of a list of 2, counted from 0"):
         load(VAETrainConfig, preset, ["data.sources.7.weight=5"])
+
+
+def sections(cls, found=None):
+    """The configs that a config is made of; what a model is made of affects the result as a whole."""
+    found = {} if found is None else found
+    for name in () if cls in found or issubclass(cls, HubConfig) else cls.model_fields:
+        found.setdefault(cls, set()).add(name)
+        kinds = [cls.model_fields[name].annotation]
+        while kinds:
+            kind = kinds.pop()
+            kinds += typing.get_args(kind)
+            if isinstance(kind, type) and issubclass(kind, Config) and kind not in found:
+                sections(kind, found)
+    return found
+
+
+@pytest.mark.parametrize("cls", [T2VTrainConfig, VAETrainConfig])
+def test_every_key_of_a_training_says_whether_it_affects_the_result(cls):
+    found = sections(cls)
+    assert len(found) >= 8
+    unmarked = [f"{c.__name__}.{n}" for c, names in found.items() for n in names if marks_of(c, n) is None]
+    assert not unmarked, "declare them with key(default, affects_result=...)"
+
+
+def test_free_keys_are_what_they_were_before_the_marks():
+    """A run that was begun then goes on with the same freedom."""
+    before = {
+        *("output", "device", "accumulate", "recompute", "parallel", "transformer.path", "vae.path"),
+        *("text.path", "data.annotations", "data.root", "data.encoded", "data.workers", "data.prefetch"),
+        *("data.max_bad_share", "data.token_multiple", "validation", "ema_on_host", "encoders_on_host"),
+        "vae_chunk_frames",
+    }
+    assert set(free_keys(T2VTrainConfig)) == before | {"loop"}
+    before = {"output", "device", "data.workers", "data.prefetch", "data.max_bad_share", "validation"}
+    assert set(free_keys(VAETrainConfig)) == before | {"loop", "vae.path"}
+
+
+def test_a_field_without_a_mark_is_noticed():
+    class Planted(Config):
+        """A section with a key that says nothing."""
+
+        steps: int = key(1, ge=1)
+        workers: int = key(2, affects_result=False)
+        forgotten: int = 3
+
+    assert [marks_of(Planted, name) is None for name in Planted.model_fields] == [False, False, True]
+    assert free_keys(Planted) == ("workers",)
+    with pytest.raises(ValidationError):
+        Planted(steps=0)

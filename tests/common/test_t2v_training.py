@@ -10,7 +10,6 @@ from common.fingerprint import clips_of
 from common.models import TransformerConfig
 from common.skiparse import to_patches
 from common.t2v_training import (
-    FREE_KEYS,
     Samples,
     T2VTrainConfig,
     noise_for,
@@ -91,9 +90,9 @@ def test_what_a_run_is_told_of_may_change_when_it_goes_on(tmp_path):
     save(tmp_path, facts, {"x": np.zeros(1)}, lambda folder: folder.mkdir())
     found = open_checkpoint(checkpoints(tmp_path)[-1])
     for key, value in (("max_bad_share", 0.5), ("token_multiple", 4), ("workers", 0)):
-        check_same_run(found, config.replace(data=config.data.replace(**{key: value})), FREE_KEYS)
+        check_same_run(found, config.replace(data=config.data.replace(**{key: value})), config.free_keys)
     with pytest.raises(ValueError, match=r"data\.num_frames: 93 there, 33 here"):
-        check_same_run(found, config.replace(data=config.data.replace(num_frames=33)), FREE_KEYS)
+        check_same_run(found, config.replace(data=config.data.replace(num_frames=33)), config.free_keys)
 
 
 def test_clips_are_known_by_what_names_them(tmp_path):
