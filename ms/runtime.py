@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import gc
+import glob
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mindspore
@@ -19,6 +21,9 @@ from common.host import cpu_name, kind_of, number_of, peak_process_memory_mb
 from . import kernels
 
 DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
+
+
+NPUS = "/dev/davinci[0-9]*"
 
 
 def setup(device: str = "auto", local_rank: int = 0) -> str:
@@ -41,6 +46,12 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     if kind == "auto":
         kind = "ascend" if mindspore.get_context("device_target") == "Ascend" else "cpu"
+        if kind == "cpu" and glob.glob(NPUS):
+            print(
+                "warning: device=auto takes the CPU, though there is an NPU: CANN's environment is not set; "
+                "`source .../ascend-toolkit/set_env.sh` and set device=ascend",
+                file=sys.stderr,
+            )
     index = number_of(device, local_rank)
     try:
         if kind == "ascend":

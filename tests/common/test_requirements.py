@@ -1,6 +1,8 @@
 """The requirement lists: pinned, equal where they overlap, each tree's without the other framework."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,43 @@ def test_opencv_needs_no_display_library(tmp_path):
     written = write_alias(tmp_path)
     stored = ROOT / "assets" / "wheels" / written.name
     assert stored.read_bytes() == written.read_bytes(), "run `python -m tools.opencv_alias assets/wheels`"
+
+
+# import name -> package: what CANN's compiler imports in our interpreter (its metadata, CANN's install guide)
+OF_CANN = {
+    "absl": "absl-py",
+    "attr": "attrs",
+    "cffi": "cffi",
+    "cloudpickle": "cloudpickle",
+    "decorator": "decorator",
+    "google.protobuf": "protobuf",
+    "ml_dtypes": "ml-dtypes",
+    "mpmath": "mpmath",
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "requests": "requests",
+    "scipy": "scipy",
+    "sympy": "sympy",
+    "tornado": "tornado",
+    "yaml": "pyyaml",
+}
+
+
+def test_what_the_compiler_of_ascend_imports_is_pinned():
+    missing = set(OF_CANN.values()) - set(pins(LISTS["ms"]))
+    assert not missing, "a fresh environment would die at its first compiled kernel"
+
+
+@pytest.mark.slow
+def test_the_ms_list_alone_has_what_the_compiler_of_ascend_imports(tmp_path):
+    """In an environment of its own: in one that holds both trees torch brings sympy and hides its absence."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    wanted = {*OF_CANN.values(), "pycparser", "six", "certifi", "charset-normalizer", "idna", "urllib3"}
+    lines = [f"{name}=={version}" for name, version in pins(LISTS["ms"]).items() if name in wanted]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
+    subprocess.run([*pip, "--no-deps", *lines], check=True)
+    for name in OF_CANN:
+        subprocess.run([python, "-c", f"import {name}"], check=True)
+    check = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout
