@@ -132,11 +132,11 @@ def with_objective(section: Any, objective: Objective | None, key: str, owner: s
     Raises:
         InputError: it says something else than the objective.
     """
+    section = _as_written(section)
     if objective is None or not isinstance(section, Mapping | None):
         return section
     given = dict(section or {})
-    asked = given.get("schedule") or {}
-    asked = asked if isinstance(asked, Mapping) else asked.model_dump(exclude_unset=True)
+    asked = _as_written(given.get("schedule") or {})
     try:
         found = ScheduleConfig.model_validate(asked)
     except ValidationError:
@@ -156,8 +156,14 @@ def with_objective(section: Any, objective: Objective | None, key: str, owner: s
     return {**given, "prediction_type": prediction, "schedule": {**trained.model_dump(), **asked}}
 
 
+def _as_written(section: Any) -> Any:
+    """A section as a file would have it: what was set of a config that is made already."""
+    return section.model_dump(exclude_unset=True) if isinstance(section, Config) else section
+
+
 def merged(defaults: Mapping[str, Any], given: Any) -> Any:
     """What was given, and below it, where it says nothing, the defaults."""
+    given = _as_written(given)
     if not isinstance(given, Mapping | None):
         return given
     result = dict(defaults)

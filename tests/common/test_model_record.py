@@ -24,7 +24,7 @@ from common.model_record import (
 )
 from common.models import TransformerConfig, VAEConfig
 from common.provenance import strangers
-from common.runs import ModelSource, SampleConfig
+from common.runs import ModelSource, SampleConfig, SamplerConfig
 from common.schedules import ScheduleConfig
 from common.t2v_training import T2VTrainConfig
 from common.text import TextConfig
@@ -109,6 +109,14 @@ def test_sampling_takes_what_a_config_leaves_out(flow):
     assert (other.sampler.num_steps, other.sampler.guidance_scale) == (5, 4.0)
     assert other.sampler.schedule.shift == 1.0, "a choice of sampling"
     assert config.replace(seed=4) == sampling(flow, seed=4)
+    made = sampling(flow, sampler=SamplerConfig(num_steps=5))
+    assert (made.sampler.num_steps, made.sampler.guidance_scale, made.sampler.prediction_type) == (
+        5,
+        4.0,
+        "flow",
+    )
+    with pytest.raises(InputError, match=r"sampler\.prediction_type=epsilon for a model trained with flow"):
+        sampling(flow, sampler=SamplerConfig(prediction_type="epsilon"))
 
 
 def test_a_config_file_and_its_overrides_are_completed_alike(flow, tmp_path):
