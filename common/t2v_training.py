@@ -41,6 +41,7 @@ from .training.loop import LoopConfig
 FREE_KEYS = (
     "output",
     "device",
+    "op_compile",
     "accumulate",
     "recompute",
     "parallel",
@@ -102,6 +103,9 @@ class T2VTrainConfig(Config):
     encoders_on_host: bool = False  # VAE and text encoder rest in the host's memory between uses
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
+    op_compile: bool = (
+        True  # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    )
     loop: LoopConfig
     output: str = "outputs/train"
 

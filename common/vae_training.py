@@ -14,7 +14,9 @@ from .runs import Device, DType, ModelSource
 from .training.loop import LoopConfig
 
 # what may change when a run goes on: where it runs, how it fits there, and what it is judged by
-FREE_KEYS = ("output", "device", "data.workers", "data.prefetch", "data.max_bad_share", "validation")
+FREE_KEYS = (
+    *("output", "device", "op_compile", "data.workers", "data.prefetch", "data.max_bad_share", "validation"),
+)
 
 
 class VAELossConfig(Config):
@@ -61,6 +63,9 @@ class VAETrainConfig(Config):
     dtype: DType = "float32"  # of activations; weights and their updates are float32
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
+    op_compile: bool = (
+        True  # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    )
     loop: LoopConfig
     output: str = "outputs/train_vae"
 

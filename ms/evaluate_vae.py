@@ -34,6 +34,7 @@ LPIPS_FRAMES = 8  # looked at together; more only costs memory
 def evaluate_vae(config: EvaluateVAEConfig) -> None:
     """Print a table, and write evaluation.json and evaluation.png (original, reconstruction, error)."""
     device = runtime.setup(config.device)
+    runtime.compile_operators(device, config.op_compile)
     vae_config = resolve_vae(config.vae)
     config.check_vae(vae_config)
     check_clip(vae_config, (config.batch_size, 3, config.num_frames, config.height, config.width))

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import glob
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mindspore
@@ -10,6 +12,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
+from mindspore.device_context.ascend import op_tuning
 
 from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
@@ -17,6 +20,7 @@ from common.host import cpu_name, peak_process_memory_mb
 
 from . import kernels
 
+ASCEND_FILES = "/dev/davinci[0-9]*"  # one for each chip that the driver sees
 DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
 
 
@@ -36,6 +40,7 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
     if device not in ("auto", "cpu", "ascend"):
         raise InputError(f"device: got {device!r}; the MindSpore tree runs on auto, cpu, ascend")
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    _warn_of_idle_ascend(device)
     if device == "auto":
         device = mindspore.get_context("device_target").lower()
         device = device if device == "ascend" else "cpu"
@@ -58,6 +63,24 @@ def _refuse_first_ascend(soc_version: str) -> None:
             "device: this is a first-generation Ascend 910, which has no FlashAttentionScore; "
             "an Atlas A2 (910B) or newer is needed"
         )
+
+
+def _warn_of_idle_ascend(device: str) -> None:
+    """Where CANN's environment is not there, MindSpore finds no Ascend and says nothing."""
+    if device == "auto" and mindspore.get_context("device_target") != "Ascend" and glob.glob(ASCEND_FILES):
+        print(
+            "warning: device: this machine has an Ascend, but MindSpore does not find it and takes the CPU; "
+            "`source` CANN's set_env.sh, then device=ascend says what is missing",
+            file=sys.stderr,
+        )
+
+
+def compile_operators(device: str, online: bool) -> None:
+    """Whether an Ascend compiles, at their first use and for every shape, the operators that have no aclnn
+    kernel; else it takes CANN's prebuilt ones. Nothing elsewhere.
+    """
+    if not online and device.startswith("ascend"):
+        op_tuning.op_compile(False)
 
 
 def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:

@@ -147,6 +147,7 @@ def train(config: VAETrainConfig) -> None:
     """Train until `loop.steps`, or until told to stop; resume where the output folder's run was left."""
     mesh = mesh_from_environment()
     device = runtime.setup(config.device, mesh.local_rank)
+    runtime.compile_operators(device, config.op_compile)
     cli.prepare_folder(config.output)
     ranks = Ranks(mesh, device)
     loader = ClipLoader(config.data, config.per_rank(mesh), config.seed, mesh)

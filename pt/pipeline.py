@@ -21,6 +21,7 @@ from common.rope import timestep_features
 from common.samplers import SamplerTable
 
 from . import ops, runtime
+from .kernels import kernel
 from .posterior import from_latent
 from .transformer import ConditionProjection, TextProjection, Transformer
 from .vae import WFVAE
@@ -50,6 +51,7 @@ class Denoiser(nn.Module):
         self.guidance_rescale = guidance_rescale
         self.guided = guidance_scale != 1.0
         self.num_past = num_past
+        self.std = kernel("std")
 
     def forward(
         self,
@@ -101,7 +103,7 @@ class Denoiser(nn.Module):
         guided = empty + self.guidance_scale * (text - empty)
         if self.guidance_rescale == 0.0:
             return guided
-        calmed = guided * (ops.std(text) / ops.std(guided))
+        calmed = guided * (self.std(text) / self.std(guided))
         return self.guidance_rescale * calmed + (1.0 - self.guidance_rescale) * guided
 
 

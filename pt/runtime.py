@@ -52,6 +52,12 @@ def setup(device: str = "auto", local_rank: int = 0) -> str:
     return device
 
 
+def compile_operators(device: str, online: bool) -> None:
+    """Whether an Ascend compiles, at their first use and for every shape, the operators that have no aclnn
+    kernel; else it takes CANN's prebuilt ones. Nothing elsewhere.
+    """
+
+
 def to_tensor(array: np.ndarray, dtype: str | None = None) -> Tensor:
     """A NumPy array on the device, floats cast to `dtype` if given."""
     tensor = torch.from_numpy(np.asarray(array, order="C")).to(torch.get_default_device())

