@@ -45,6 +45,9 @@ class EncodeConfig(Config):
     clips_per_shard: int = Field(default=256, ge=1, le=16384)  # held in memory before they are written
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
+    op_compile: bool = (
+        True  # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    )
     vae_dtype: DType = "float32"
     vae_chunk_frames: int = Field(default=0, ge=0)  # pixel frames encoded at a time after the first; 0: all
     stored_dtype: STORED_DTYPES = "float16"

@@ -186,6 +186,9 @@ class SampleConfig(GivenConfig):
     seed: int = Field(default=0, ge=0)  # video i uses seed + i
     parallel: SequenceConfig = SequenceConfig()
     device: Device = "auto"
+    op_compile: bool = (
+        True  # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    )
     dtype: DType = "float32"  # of the transformer; latents stay in float32
     vae_dtype: DType = "float32"
     vae_chunk_frames: int = Field(default=0, ge=0)  # latent frames decoded at a time after the first; 0: all
@@ -229,6 +232,9 @@ class RoundTripConfig(Config):
     encode_tiling: TilingConfig | None = None  # of OD-VAE: how a clip that does not fit into memory is cut
     decode_tiling: TilingConfig | None = None
     device: Device = "auto"
+    op_compile: bool = (
+        True  # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    )
     vae_dtype: DType = "float32"
 
     def check_vae(self, vae: VAEConfig | CausalVAEConfig) -> None:

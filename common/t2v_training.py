@@ -87,6 +87,8 @@ class T2VTrainConfig(Config):
     encoders_on_host: bool = key(False, affects_result=False)
     seed: int = key(0, ge=0)
     device: Device = key("auto", affects_result=False)
+    # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    op_compile: bool = key(True, affects_result=False)
     loop: LoopConfig = key(affects_result=False)
     output: str = key("outputs/train", affects_result=False)
 

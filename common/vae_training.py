@@ -56,6 +56,8 @@ class VAETrainConfig(Config):
     dtype: DType = key("float32")  # of activations; weights and their updates are float32
     seed: int = key(0, ge=0)
     device: Device = key("auto", affects_result=False)
+    # on Ascend, of what has no aclnn kernel; false: prebuilt kernels (docs/ascend.md)
+    op_compile: bool = key(True, affects_result=False)
     loop: LoopConfig = key(affects_result=False)
     output: str = key("outputs/train_vae", affects_result=False)
 

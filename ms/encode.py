@@ -45,6 +45,7 @@ def encode(config: EncodeConfig) -> None:
     mesh = mesh_from_environment()
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, {"vae_dtype": config.vae_dtype, "text.dtype": config.text.dtype})
+    runtime.compile_operators(device, config.op_compile)
     folder = cli.prepare_folder(config.output)
     vae_config: VAEConfig = config.vae.resolve(VAEConfig, "vae")
     made_with = fingerprint(config.vae, config.text, config.data, config.conditions)

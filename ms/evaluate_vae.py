@@ -36,6 +36,7 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
     """Print a table, and write evaluation.json and evaluation.png (original, reconstruction, error)."""
     device = runtime.setup(config.device)
     runtime.check_dtypes(device, {"vae_dtype": config.vae_dtype})
+    runtime.compile_operators(device, config.op_compile)
     vae_config = resolve_vae(config.vae)
     config.check_vae(vae_config)
     check_clip(vae_config, (config.batch_size, 3, config.num_frames, config.height, config.width))

@@ -21,6 +21,7 @@ from common.errors import InputError
 MAX_FLASH_HEADS = 256  # FlashAttentionScore: head_num at most 256
 FLASH_HEAD_DIM_MULTIPLE = 16
 
+_slice = _ops.Slice()
 _DEVICE: list[str] = []  # the innermost `on(...)`; empty outside
 
 
@@ -133,6 +134,13 @@ def _conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
     return _ops.conv2d(x_NCHW, weight, bias, stride=stride, pad_mode="pad", padding=(padding, padding))
 
 
+def _conv2d_aclnn(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """The operator Conv2DExt. The older Conv2D is compiled for every shape, and CANN's tables give the
+    gradient of its weight no bfloat16. Conv2DExt has no CPU kernel.
+    """
+    return mint.nn.functional.conv2d(x_NCHW, weight, bias, stride, padding)
+
+
 def _conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
     return _ops.conv3d(x_BCTHW, weight, bias, stride=stride, pad_mode="pad", padding=padding)
 
@@ -140,8 +148,59 @@ def _conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple,
 def _conv3d_aclnn(
     x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple
 ) -> Tensor:
-    """The operator Conv3DExt: CANN's older Conv3D has no float32. There is no CPU kernel of it."""
+    """The operator Conv3DExt: the kernel that CANN brings for the older Conv3D has no float32. Conv3DExt has
+    no CPU kernel.
+    """
     return mint.nn.functional.conv3d(x_BCTHW, weight, bias, stride, padding)
+
+
+def _max_pool2d(x_NCHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    return _ops.MaxPool(size, stride, "valid")(x_NCHW)
+
+
+def _max_pool2d_aclnn(x_NCHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    """The operator MaxPoolWithMask: CANN brings no kernel for the gradient of the older MaxPool."""
+    return mint.nn.functional.max_pool2d(x_NCHW, size, stride)
+
+
+def _max_pool3d(x_BCTHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    return _ops.MaxPool3D(size, stride, "valid")(x_BCTHW)
+
+
+def _max_pool3d_aclnn(x_BCTHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    """Over space, then over time, each a MaxPoolWithMask: "b c t h w -> (b t) c h w", then
+    "b c t h w -> b c t (h w)".
+    """
+    B, C, T, H, W = x_BCTHW.shape
+    x_NCHW = x_BCTHW.permute(0, 2, 1, 3, 4).reshape(B * T, C, H, W)
+    x_NCHW = _max_pool2d_aclnn(x_NCHW, size[1:], stride[1:])
+    H, W = x_NCHW.shape[2:]
+    x_BCTS = x_NCHW.reshape(B, T, C, H * W).permute(0, 2, 1, 3)
+    if size[0] > 1 or stride[0] > 1:
+        x_BCTS = _max_pool2d_aclnn(x_BCTS, (size[0], 1), (stride[0], 1))
+    return x_BCTS.reshape(B, C, x_BCTS.shape[2], H, W)
+
+
+def _std(x: Tensor) -> Tensor:
+    return _ops.std(x, tuple(range(1, x.ndim)), 1, True)
+
+
+def _std_aclnn(x: Tensor) -> Tensor:
+    """The operator Std: CANN brings no kernel for ReduceStd, which `ops.std` becomes."""
+    return mint.std(x, tuple(range(1, x.ndim)), correction=1, keepdim=True)
+
+
+def _split(x: Tensor, sizes: tuple) -> tuple:
+    parts, start = (), 0
+    for size in sizes:
+        parts = (*parts, _slice(x, (start,), (size,)))
+        start = start + size
+    return parts
+
+
+def _split_aclnn(x: Tensor, sizes: tuple) -> tuple:
+    """One SplitWithSize. Slice is compiled for every offset, hence for every parameter of a model."""
+    return mint.split(x, sizes, 0)
 
 
 def _everywhere(function: Callable) -> dict[str, Callable]:
@@ -155,12 +214,20 @@ def _everywhere(function: Callable) -> dict[str, Callable]:
 # group_norm(x, groups, weight, bias, eps): likewise, over groups of channels
 # gelu(x): the tanh form
 # conv2d(x, weight, bias, stride, padding), conv3d(x, weight, bias, stride_thw, padding_thw)
+# max_pool2d(x, size_hw, stride_hw), max_pool3d(x, size_thw, stride_thw): of every window that lies inside
+# std(x): sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others
+#   become 1
+# split(x, sizes): a vector cut into parts of so many elements
 _KERNELS = {
     "attention": {"ascend": _attention_flash, "cpu": _attention_plain, "reference": _attention_plain},
     "frame_attention": _everywhere(_attention_plain),
     "layer_norm": _everywhere(_layer_norm),
     "group_norm": _everywhere(_group_norm),
     "gelu": _everywhere(_gelu_tanh),
-    "conv2d": _everywhere(_conv2d),
+    "conv2d": {"ascend": _conv2d_aclnn, "cpu": _conv2d, "reference": _conv2d},
     "conv3d": {"ascend": _conv3d_aclnn, "cpu": _conv3d, "reference": _conv3d},
+    "max_pool2d": {"ascend": _max_pool2d_aclnn, "cpu": _max_pool2d, "reference": _max_pool2d},
+    "max_pool3d": {"ascend": _max_pool3d_aclnn, "cpu": _max_pool3d, "reference": _max_pool3d},
+    "std": {"ascend": _std_aclnn, "cpu": _std, "reference": _std},
+    "split": {"ascend": _split_aclnn, "cpu": _split, "reference": _split},
 }

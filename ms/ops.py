@@ -2,7 +2,6 @@
 choice to make; what depends on the device is in kernels.py.
 """
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,7 +11,6 @@ from mindspore import ops as _ops
 from mindspore.common.initializer import initializer as _initializer
 
 _reshape = _ops.Reshape()
-_slice = _ops.Slice()
 
 
 def parameter(shape: tuple[int, ...]) -> Parameter:
@@ -121,16 +119,6 @@ def relu(x: Tensor) -> Tensor:
     return _ops.relu(x)
 
 
-def max_pool_2x2(x_NCHW: Tensor) -> Tensor:
-    """The largest of every 2x2 pixels; an odd last row or column is left out."""
-    return _ops.MaxPool(2, 2, "valid")(x_NCHW)
-
-
-def max_pool3d(x_BCTHW: Tensor, size_thw: tuple, stride_thw: tuple) -> Tensor:
-    """The largest value under every window that lies inside."""
-    return _ops.MaxPool3D(size_thw, stride_thw, "valid")(x_BCTHW)
-
-
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return _ops.sigmoid(x)
@@ -149,13 +137,6 @@ def sqrt(x: Tensor) -> Tensor:
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
     """Limit every element to [low, high]."""
     return _ops.clamp(x, low, high)
-
-
-def std(x: Tensor) -> Tensor:
-    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become
-    1.
-    """
-    return _ops.std(x, tuple(range(1, x.ndim)), 1, True)
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -216,14 +197,10 @@ def join(tensors) -> Tensor:
     return _ops.cat(parts, 0)
 
 
-def assign_parts(params, joined: Tensor) -> None:
-    """Overwrite parameters with the parts of what `join` made of their like."""
-    start = 0
+def assign_parts(params, parts: tuple) -> None:
+    """Overwrite parameters with as many vectors."""
     for i in range(len(params)):
-        shape = params[i].shape
-        size = math.prod(shape)
-        _ops.assign(params[i], _reshape(_slice(joined, (start,), (size,)), shape))
-        start = start + size
+        _ops.assign(params[i], _reshape(parts[i], params[i].shape))
 
 
 def parameter_list(params: Iterable[Parameter]) -> tuple:

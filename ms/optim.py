@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 from common.optim import EMA_DECAY, LOSS_SCALE, SHRINK, SPREAD, STEP_SIZE, AdamWConfig, OptimConfig
 
 from . import ops, runtime
+from .kernels import kernel
 from .zero import Shards
 
 MAX_ELEMENTS = 2**26  # of a joined vector: 256 MiB of float32, far from what indexes of 32 bits can reach
@@ -114,7 +115,10 @@ class Update(nn.Cell):
         self.config = config
         self.shards = shards
         self.params = ops.parameter_list(params.values())
-        self.spans = spans([param.shape for param in self.params])
+        shapes = [param.shape for param in self.params]
+        self.spans = spans(shapes)
+        self.sizes = tuple(tuple(map(math.prod, shapes[start:stop])) for start, stop in self.spans)
+        self.split = kernel("split")
         joined = [shards.part(vector) for vector in self.join(self.params)]
         self.means = ops.state_like(joined, "mean")
         self.vars = ops.state_like(joined, "var")
@@ -148,7 +152,7 @@ class Update(nn.Cell):
                 moved = average + (1 - controls[EMA_DECAY]) * (new - average)
                 ops.assign(average, ops.where(finite, moved, average))
             new = self.shards.whole(ops.where(finite, new, old), joined.shape[0])
-            ops.assign_parts(params, new)
+            ops.assign_parts(params, self.split(new, self.sizes[i]))
         return norm, finite
 
 

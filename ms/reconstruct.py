@@ -31,6 +31,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Write the reconstruction, a side-by-side with the original, and a report; print the metrics."""
     device = runtime.setup(config.device)
     runtime.check_dtypes(device, {"vae_dtype": config.vae_dtype})
+    runtime.compile_operators(device, config.op_compile)
     vae_config = resolve_vae(config.vae)
     config.check_vae(vae_config)
     check_clip(vae_config, (1, 3, config.num_frames, config.height, config.width))

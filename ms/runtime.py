@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 from mindspore import dtype as mstype
 from mindspore._c_expression import MSContext  # no public way to ask for the chip
+from mindspore.device_context.ascend import op_tuning
 
 from common.checkpoint import check_weights, finite, shapes_of
 from common.errors import InputError
@@ -91,6 +92,14 @@ def check_dtypes(device: str, dtypes: Mapping[str, str]) -> None:
             raise InputError(
                 "dtype: FlashAttentionScore takes float16 or bfloat16, got float32; set dtype=bfloat16"
             )
+
+
+def compile_operators(device: str, online: bool) -> None:
+    """Whether an Ascend compiles, at their first use and for every shape, the operators that have no aclnn
+    kernel; else it takes CANN's prebuilt ones. Nothing elsewhere.
+    """
+    if not online and device.startswith("ascend"):
+        op_tuning.op_compile(False)
 
 
 def device_of(owner: Tensor | nn.Cell) -> str:

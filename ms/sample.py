@@ -51,6 +51,7 @@ def sample(config: SampleConfig) -> None:
     """Make this rank's share of the videos and write each with a report beside it."""
     mesh = mesh_from_environment()
     device = runtime.setup(config.device, mesh.local_rank)
+    runtime.compile_operators(device, config.op_compile)
     prompts = read_prompts(config.prompt)
     vae_config = config.vae.resolve(VAEConfig, "vae")
     transformer_config = config.transformer.resolve(TransformerConfig, "transformer")

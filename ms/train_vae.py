@@ -148,6 +148,7 @@ def train(config: VAETrainConfig) -> None:
     mesh = mesh_from_environment()
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, {"dtype": config.dtype})
+    runtime.compile_operators(device, config.op_compile)
     cli.prepare_folder(config.output)
     with meet(mesh, device) as ranks:
         train_on(config, mesh, device, ranks)

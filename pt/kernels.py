@@ -112,6 +112,22 @@ def _conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple,
     return F.conv3d(x_BCTHW, weight, bias, stride, padding)
 
 
+def _max_pool2d(x_NCHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    return F.max_pool2d(x_NCHW, size, stride)
+
+
+def _max_pool3d(x_BCTHW: Tensor, size: tuple, stride: tuple) -> Tensor:
+    return F.max_pool3d(x_BCTHW, size, stride)
+
+
+def _std(x: Tensor) -> Tensor:
+    return torch.std(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def _split(x: Tensor, sizes: tuple) -> tuple:
+    return torch.split(x, sizes)
+
+
 def _everywhere(function: Callable) -> dict[str, Callable]:
     return {"cuda": function, "cpu": function, "reference": function}
 
@@ -123,6 +139,10 @@ def _everywhere(function: Callable) -> dict[str, Callable]:
 # group_norm(x, groups, weight, bias, eps): likewise, over groups of channels
 # gelu(x): the tanh form
 # conv2d(x, weight, bias, stride, padding), conv3d(x, weight, bias, stride_thw, padding_thw)
+# max_pool2d(x, size_hw, stride_hw), max_pool3d(x, size_thw, stride_thw): of every window that lies inside
+# std(x): sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others
+#   become 1
+# split(x, sizes): a vector cut into parts of so many elements
 _KERNELS = {
     "attention": {"cuda": _attention_fused, "cpu": _attention_fused, "reference": _attention_plain},
     "frame_attention": {"cuda": _attention_fused, "cpu": _attention_fused, "reference": _attention_plain},
@@ -131,4 +151,8 @@ _KERNELS = {
     "gelu": _everywhere(_gelu_tanh),
     "conv2d": _everywhere(_conv2d),
     "conv3d": _everywhere(_conv3d),
+    "max_pool2d": _everywhere(_max_pool2d),
+    "max_pool3d": _everywhere(_max_pool3d),
+    "std": _everywhere(_std),
+    "split": _everywhere(_split),
 }

@@ -109,16 +109,6 @@ def relu(x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-def max_pool_2x2(x_NCHW: Tensor) -> Tensor:
-    """The largest of every 2x2 pixels; an odd last row or column is left out."""
-    return F.max_pool2d(x_NCHW, 2)
-
-
-def max_pool3d(x_BCTHW: Tensor, size_thw: tuple, stride_thw: tuple) -> Tensor:
-    """The largest value under every window that lies inside."""
-    return F.max_pool3d(x_BCTHW, size_thw, stride_thw)
-
-
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return torch.sigmoid(x)
@@ -137,13 +127,6 @@ def sqrt(x: Tensor) -> Tensor:
 def clamp(x: Tensor, low: float, high: float) -> Tensor:
     """Limit every element to [low, high]."""
     return torch.clamp(x, low, high)
-
-
-def std(x: Tensor) -> Tensor:
-    """Sample standard deviation (divisor n - 1) over all dims but the first, which is kept; the others become
-    1.
-    """
-    return torch.std(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -203,9 +186,8 @@ def join(tensors) -> Tensor:
 
 
 @torch.no_grad()
-def assign_parts(params, joined: Tensor) -> None:
-    """Overwrite parameters with the parts of what `join` made of their like."""
-    parts = torch.split(joined, [param.numel() for param in params])
+def assign_parts(params, parts: tuple) -> None:
+    """Overwrite parameters with as many vectors."""
     for param, part in zip(params, parts, strict=True):
         param.copy_(part.reshape(param.shape))
 

@@ -22,6 +22,7 @@ from common.rope import timestep_features
 from common.samplers import SamplerTable
 
 from . import ops, runtime
+from .kernels import kernel
 from .posterior import from_latent
 from .transformer import ConditionProjection, TextProjection, Transformer
 from .vae import WFVAE
@@ -49,6 +50,7 @@ class Denoiser(nn.Module):
         self.guidance_scale = guidance.scale
         self.guidance_rescale = guidance.rescale
         self.num_past = num_past
+        self.std = kernel("std")
 
     def forward(
         self,
@@ -100,7 +102,7 @@ class Denoiser(nn.Module):
         guided = empty + self.guidance_scale * (text - empty)
         if self.guidance_rescale == 0.0:
             return guided
-        calmed = guided * (ops.std(text) / ops.std(guided))
+        calmed = guided * (self.std(text) / self.std(guided))
         return self.guidance_rescale * calmed + (1.0 - self.guidance_rescale) * guided
 
 

@@ -97,6 +97,12 @@ def check_dtypes(device: str, dtypes: Mapping[str, str]) -> None:
             )
 
 
+def compile_operators(device: str, online: bool) -> None:
+    """Whether an Ascend compiles, at their first use and for every shape, the operators that have no aclnn
+    kernel; else it takes CANN's prebuilt ones. Nothing elsewhere.
+    """
+
+
 def device_of(owner: Tensor | nn.Module) -> str:
     """Where a tensor is, or the first parameter of a model."""
     tensor = owner if isinstance(owner, Tensor) else next(owner.parameters())

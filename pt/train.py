@@ -291,6 +291,7 @@ def train(config: T2VTrainConfig) -> None:
     config.samples_mesh(mesh)
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, config.dtypes)
+    runtime.compile_operators(device, config.op_compile)
     with meet(mesh, device) as ranks:  # before the annotations are read: msrun's scheduler goes no further
         cli.prepare_folder(config.output)
         train_on(config, mesh, device, ranks)

@@ -28,7 +28,9 @@ DTYPES = {
     11: "float64",
     16: "bfloat16",
 }
-BOOKKEEPING = {"Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem"}  # they move no data on a device
+BOOKKEEPING = {  # they move no data on a device
+    *("Load", "UpdateState", "Depend", "MakeTuple", "make_list", "TupleGetItem"),
+}
 
 
 class TensorType(NamedTuple):
@@ -60,13 +62,17 @@ class Walk(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """An exported graph; nodes are in the order of execution, and every name is in one of the four tables."""
+    """An exported graph; nodes are in the order of execution, and every name is in one of the four tables.
+
+    `parameters` holds bfloat16 widened to float32, `parameter_types` says what it was.
+    """
 
     nodes: dict[str, Node]
     constants: dict[str, Any]
     parameters: dict[str, np.ndarray]
     inputs: dict[str, TensorType]
     output: str
+    parameter_types: dict[str, TensorType]
 
     def count(self, skip: Iterable[str] = BOOKKEEPING) -> Counter:
         """How many of each operator."""
@@ -79,11 +85,19 @@ class Graph:
     def type_of(self, name: str) -> TensorType | None:
         """Shape and dtype of a value with one output; None for what is no tensor."""
         if name in self.nodes:
-            return self.nodes[name].types[0]
+            types = self.nodes[name].types
+            return types[0] if types else None
         if name in self.inputs:
             return self.inputs[name]
-        value = self.parameters.get(name, self.constants.get(name))
+        if name in self.parameters:
+            return self.parameter_types[name]
+        value = self.constants.get(name)
         return TensorType(value.shape, str(value.dtype)) if isinstance(value, np.ndarray) else None
+
+    def dtypes(self, node: Node) -> set[str]:
+        """Of the tensors that a node takes and gives; constants are not asked."""
+        taken = [self.type_of(name) for name in node.inputs if name not in self.constants]
+        return {kind.dtype for kind in (*taken, *node.types) if kind is not None}
 
     def upstream(self, name: str, stop: Iterable[str]) -> Walk:
         """Operators on every path from a value back to the graph's inputs or to operators in `stop`."""
@@ -168,7 +182,8 @@ def _read(model: Any, kinds: Any) -> Graph:
         nodes[name] = Node(name, operator, tuple(proto.input), types, attributes)
     parameters = {p.name: _array(p) for p in model.graph.parameter}
     inputs = {i.name: _type(i.tensor[0]) for i in model.graph.input}
-    return Graph(nodes, constants, parameters, inputs, model.graph.output[0].name)
+    types = {p.name: _type(p) for p in model.graph.parameter}
+    return Graph(nodes, constants, parameters, inputs, model.graph.output[0].name, types)
 
 
 def _value(attribute: Any, kinds: Any) -> Any:
