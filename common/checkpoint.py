@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import InputError
 from .files import LFS_HINT, is_lfs_pointer, parse_json, read_json, start_of, write_json, write_safetensors
+from .noise import Drawn
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_TAIL = ".index.json"
@@ -83,8 +84,8 @@ def finite(weights: Mapping[str, np.ndarray], name: str, where: str) -> np.ndarr
 
 
 def shapes_of(weights: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without reading the tensors of stored weights."""
-    if isinstance(weights, StoredWeights):
+    """Shapes by name, without reading stored weights or drawing random ones."""
+    if isinstance(weights, StoredWeights | Drawn):
         return weights.shapes
     if isinstance(weights, ChainMap):
         return {name: shape for part in weights.maps[::-1] for name, shape in shapes_of(part).items()}

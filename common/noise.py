@@ -3,6 +3,7 @@ advanced.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -24,24 +25,44 @@ def index_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def initial_weights(
-    shapes: dict[str, tuple[int, ...]], seed: int, gain: float = 1.0
-) -> dict[str, np.ndarray]:
+class Drawn(Mapping[str, np.ndarray]):
+    """Weights by name, each drawn when asked for: filling a model from them makes no second copy of it."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], draw: Callable[[str, tuple[int, ...]], np.ndarray]
+    ) -> None:
+        self.shapes = dict(shapes)
+        self._draw = draw
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._draw(name, self.shapes[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # without drawing it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def initial_weights(shapes: dict[str, tuple[int, ...]], seed: int, gain: float = 1.0) -> Drawn:
     """Random weights drawn by name: matrices and filters scaled by gain/sqrt(fan_in), norms near one, biases
     near zero.
 
     Every value differs from every other, so a transposed or misnamed weight shows.
     """
-    weights = {}
-    for name, shape in shapes.items():
-        draw = normal(shape, seed, index_of(name))
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = normal(shape, seed, index_of(name))
         if len(shape) >= 2 and not name.endswith("scale_shift_table"):
-            weights[name] = draw * np.float32(gain / np.sqrt(np.prod(shape[1:])))
-        elif "norm" in name and name.endswith("weight"):
-            weights[name] = 1 + np.float32(0.1) * draw
-        else:
-            weights[name] = np.float32(0.1) * draw
-    return weights
+            return values * np.float32(gain / np.sqrt(np.prod(shape[1:])))
+        if "norm" in name and name.endswith("weight"):
+            return 1 + np.float32(0.1) * values
+        return np.float32(0.1) * values
+
+    return Drawn(shapes, draw)
 
 
 def fresh_weights(

@@ -295,6 +295,20 @@ def device_name(device: str) -> str:
     return mindspore.hal.get_device_name(mindspore.get_context("device_id"))
 
 
+def exact_float32(device: str) -> str:
+    """Ask for float32 that is computed as float32, in products and convolutions; returns a sentence on what
+    holds on this device.
+    """
+    if device == "cpu":
+        return "float32 is computed as float32"
+    # conv_allow_hf32(False) is not called blindly: CANN's own page says its convolution cannot keep float32
+    return (
+        "float32 is computed as float32 but for convolutions: CANN's default for those is HF32 (11 bits). "
+        "That stays, since whether op_precision.conv_allow_hf32(False) ends it was never tried on a device: "
+        "expect outputs of convolutions to miss float32's tolerances"
+    )
+
+
 def versions() -> dict:
     """The framework and what it stands on."""
     return {"mindspore": mindspore.__version__, "numpy": np.__version__, "python": platform.python_version()}

@@ -3,6 +3,7 @@ placed.
 """
 
 import functools
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,7 +111,8 @@ def initialize(model: nn.Module, seed: int, draw: Callable = initial_weights) ->
         name: runtime.to_numpy(p) for name, p in runtime.parameters(model).items() if not p.requires_grad
     }
     shapes = {name: tuple(p.shape) for name, p in runtime.trainable(model).items()}
-    runtime.load_weights(model, {**frozen, **draw(shapes, seed)}, f"random weights of seed {seed}")
+    parts: list[Any] = [draw(shapes, seed), frozen]
+    runtime.load_weights(model, ChainMap(*parts), f"random weights of seed {seed}")
 
 
 def _load(

@@ -297,6 +297,17 @@ def device_name(device: str) -> str:
     return cpu_name() if kind_of(device) == "cpu" else torch.cuda.get_device_name(device)
 
 
+def exact_float32(device: str) -> str:
+    """Ask for float32 that is computed as float32, in products and convolutions; returns a sentence on what
+    holds on this device.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default is True: convolutions with 11 bits
+    if device == "cpu":
+        return "float32 is computed as float32"
+    return "float32 is computed as float32: TF32 is switched off, for products and for convolutions"
+
+
 def versions() -> dict:
     """The framework and what it stands on."""
     return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}

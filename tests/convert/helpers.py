@@ -81,7 +81,7 @@ def golden(name: str, model: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """Real parameter names: the weights and the config of (one model of) a recorded case."""
     case = recorded(name)
     config = case.record.get("full_config") or case.record["config"]
-    return (case.weights_of(model), config[model]) if model else (case.weights, config)
+    return (case.weights_of(model), config[model]) if model else (case.stored_weights, config)
 
 
 def write_config(folder: Path, config: dict) -> Path:

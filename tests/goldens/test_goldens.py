@@ -2,12 +2,16 @@
 golden`.
 """
 
+import json
+
 import pytest
 
+from tools.parity.__main__ import main
 from tools.parity.golden import check_case
-from tools.parity.goldens import find_folder, select
+from tools.parity.goldens import CARRIED, SHARED, find_folder, select
 
 FOLDER = find_folder()
+RELEASED = "scale_wfvae"  # the VAE at its released size; the transformers take too much memory for a test
 QUICK_IN_MS = (  # compiled in seconds; the rest of the ms cases (32 layers, whole VAEs) are slow
     "wavelets",
     "diagonal_gaussian",
@@ -41,7 +45,7 @@ def cases():
             pytest.param("ms", "none", marks=pytest.mark.skip(reason="no golden folder in this checkout"))
         ]
     parameters = []
-    for name in select(FOLDER):
+    for name in dict.fromkeys([*select(FOLDER), RELEASED]):
         slow = [] if name in QUICK_IN_MS else [pytest.mark.slow]
         parameters.append(pytest.param("pt", name, marks=pytest.mark.pt, id=f"pt-{name}"))
         parameters.append(pytest.param("ms", name, marks=[pytest.mark.ms, *slow], id=f"ms-{name}"))
@@ -50,11 +54,25 @@ def cases():
 
 @pytest.mark.parametrize(("tree", "name"), cases(), indirect=["tree"])
 def test_golden(tree, name):
-    result = check_case(tree, FOLDER, name)
+    result = check_case(tree, CARRIED if name == RELEASED else FOLDER, name)
     failed = [v for v in result.verdicts if not v.passed]
     assert result.verdicts
     assert not failed, "\n".join(map(str, failed))
     assert result.passed, "nothing was compared"
+
+
+@pytest.mark.pt
+def test_recordings_of_other_versions_are_counted_and_end_no_run(tmp_path, capsys):
+    """What this version cannot run is not implemented, which is not passed."""
+    folder, measured = SHARED / "goldens_versions", tmp_path / "versions.json"
+    if not folder.is_dir():
+        pytest.skip("the recordings of other versions are not beside this checkout")
+    assert main(["golden", str(folder), "--tree", "pt", "--json", str(measured)]) == 1
+    out, results = capsys.readouterr().out, json.loads(measured.read_text())
+    assert [result["case"] for result in results] == list(select(folder))
+    absent = [result for result in results if result["state"] == "not implemented"]
+    assert f"{len(results) - len(absent)} passed, 0 failed, {len(absent)} not implemented" in out
+    assert all(output["note"] for result in absent for output in result["outputs"]), "each with its reason"
 
 
 @pytest.mark.pt

@@ -108,7 +108,7 @@ def test_mt5_equals_reference_ms():
 def check_golden(tree):
     case = recorded("text_encoder_mt5")
     config = case.record["full_config"]
-    encoder = encoder_class(tree).from_weights("mt5", config, case.weights, DEVICE)
+    encoder = encoder_class(tree).from_weights("mt5", config, case.stored_weights, DEVICE)
     assert encoder.width == case.record["config"]["d_model"]
     got_BLE = to_numpy(encoder(case.inputs["input_ids"], case.inputs["attention_mask"].astype(bool)))
     atol = case.tolerance("last_hidden_state")

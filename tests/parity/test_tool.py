@@ -1,32 +1,42 @@
 """The parity tool itself: it passes what is equal, fails what is not, and says where."""
 
+import functools
+import hashlib
 import json
+import os
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.checkpoint import save_weights, weight_files
+from common.checkpoint import read_safetensors, save_weights, weight_files
+from common.config import build as build_config
 from common.config import load
-from common.models import TransformerConfig
+from common.files import write_safetensors
+from common.models import TransformerConfig, VAEConfig
+from common.noise import Drawn, initial_weights
 from tests.conftest import ONLY_PT
-from tests.tiny import build, tiny_vae_config
+from tests.tiny import build, tiny_transformer_config, tiny_vae_config
+from tools.parity import __main__ as cli
 from tools.parity import recording
 from tools.parity.__main__ import main
 from tools.parity.bisect import PASSES, Call, bisect, judge
+from tools.parity.by_name import ByName
 from tools.parity.compare import check_oracle, compare
 from tools.parity.difference import difference
 from tools.parity.dump import dump
-from tools.parity.goldens import find_folder
+from tools.parity.golden import check
+from tools.parity.goldens import CARRIED, find_folder, select
 from tools.parity.plan import DumpConfig
 from tools.parity.recording import Recorder, Recording, fingerprint
 from tools.parity.selftest import FAULTS, selftest
 from tools.parity.stages import Lab
-from tools.parity.tree import Tree
+from tools.parity.tree import Tree, exact_tree
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "parity_tiny.yaml"
+CONFIG, RELEASED = (ROOT / "configs" / f"parity_{size}.yaml" for size in ("tiny", "released"))
 FACTS = {"dtype": "float32"}
 
 
@@ -168,6 +178,36 @@ def test_nothing_to_compare_is_not_a_pass():
     assert not compare(made(), made()).passed
 
 
+def test_recordings_of_different_stages_are_compared_in_what_both_have(tmp_path, capsys):
+    facts = FACTS | {"config": {}}
+    one, two = np.ones(3), np.full(3, 2.0)
+    both, more, other = {"dit/out.y": one}, {"vae/out.z": one, "op/out.q": one}, {"text/out.t": one}
+    paths = []
+    for name, tensors in {"a": both | more, "b": both | other, "c": {"dit/out.y": two}, "d": other}.items():
+        paths.append(str(tmp_path / f"{name}.safetensors"))
+        recording.write(paths[-1], Recording(tensors, facts))
+    a, b, c, d = paths
+    numbers, page = tmp_path / "r.json", tmp_path / "r.html"
+    assert main(["compare", a, b, "--json", str(numbers), "--html", str(page)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["only in A, not compared: vae, op", "only in B, not compared: text"]
+    assert lines[-1] == "PASS: 1 of 1 tensors agree"
+    assert json.loads(numbers.read_text())["only_in"] == {"A": ["vae", "op"], "B": ["text"]}
+    assert "only in A, not compared: vae, op" in page.read_text()
+    assert main(["compare", a, c]) == 1, "what both have must still agree"
+    capsys.readouterr()
+    assert main(["compare", a, b, "--select", "dit/*"]) == 0
+    assert "only in" not in capsys.readouterr().out, "what was not selected is not missed"
+    assert main(["compare", a, d]) == 2
+    assert main(["compare", a, b, "--select", "vae/*"]) == 2
+    assert "no stage that both recordings have" in capsys.readouterr().err
+
+
+def test_a_tensor_missing_from_a_stage_of_both_is_still_a_failure():
+    result = compare(made(out__x=1.0, grad__w=1.0), made(out__x=1.0))
+    assert [(row.name, row.note) for row in result.failed] == [("dit/grad.w", "missing in B")]
+
+
 def test_the_first_difference_is_the_earliest_activation_after_weights_and_inputs():
     base = {"in__x": np.ones(3), "act__a": np.ones(3), "act__b": np.ones(3), "out__y": np.ones(3)}
     off = {**base, "act__a": np.ones(3) * 1.1, "act__b": np.ones(3) * 1.2, "out__y": np.ones(3) * 2}
@@ -252,6 +292,160 @@ def test_the_command_line(tmp_path, capsys):
     assert "no manifest.json" in capsys.readouterr().err
 
 
+def copied(folder, name, **changes):
+    """A case of the goldens at hand, in a folder of its own, with some fields of its record changed."""
+    source = find_folder()
+    if source is None:
+        pytest.skip("no golden folder in this checkout")
+    record = {**select(source)[name], **changes}
+    borrowed = [place.partition("#")[0] for place in (record.get("weights_from") or {}).values()]
+    for file in (record.get("file"), record.get("json_file"), *borrowed):
+        if file:
+            shutil.copy(source / file, folder)
+    return record
+
+
+def write_manifest(folder, *records):
+    (folder / "manifest.json").write_text(json.dumps({"cases": records}))
+    return str(folder)
+
+
+def states(measured):
+    """The state of each case, and the verdict and note of each of its outputs, from --json."""
+    results = json.loads(measured.read_text())
+    outputs = {r["case"]: {o["output"]: (o["verdict"], o["note"]) for o in r["outputs"]} for r in results}
+    return {r["case"]: r["state"] for r in results}, outputs
+
+
+@pytest.mark.pt
+def test_a_sampler_that_we_lack_is_not_implemented_and_the_others_are_judged(tmp_path, capsys):
+    record, measured = copied(tmp_path, "schedulers"), tmp_path / "r.json"
+    known = next(key for key, info in record["info"].items() if not info["raises"])
+    tensors = read_safetensors(tmp_path / record["file"])
+    for key in (f"Unheard.{known.partition('.')[2]}", f"{known.partition('.')[0]}.other_schedule"):
+        record["info"][key] = record["info"][known]
+        tensors[f"out.{key}.timesteps"] = tensors[f"out.{known}.timesteps"]
+        record["outputs"][f"{key}.timesteps"] = record["outputs"][f"{known}.timesteps"]
+    write_safetensors(tmp_path / record["file"], tensors, {})
+    folder = write_manifest(tmp_path, record, copied(tmp_path, "skiparse_index"))
+    assert main(["golden", folder, "--tree", "pt", "--json", str(measured)]) == 1
+    assert "1 passed, 0 failed, 1 not implemented; outputs: " in capsys.readouterr().out
+    _, outputs = states(measured)
+    verdicts = {name: verdict for name, (verdict, _) in outputs["schedulers"].items()}
+    assert verdicts[f"{known}.timesteps"] == "pass"
+    assert [name for name, verdict in verdicts.items() if verdict == "not implemented"] == [
+        name for name in verdicts if name.startswith("Unheard.") or ".other_schedule." in name
+    ]
+    notes = [note for verdict, note in outputs["schedulers"].values() if verdict == "not implemented"]
+    assert any("sampler 'Unheard' is unknown" in note for note in notes)
+
+
+@pytest.mark.pt
+def test_other_fields_are_not_implemented_and_weights_that_do_not_fit_are_failures(tmp_path, capsys):
+    """Neither ends the run; each says why."""
+    measured = tmp_path / "r.json"
+
+    def block(name, **changes):
+        record = copied(tmp_path, "dit_block_n4_single")
+        config = {key: value for key, value in (record["config"] | changes).items() if value is not None}
+        return record | {"name": name, "config": config}
+
+    pipeline = copied(tmp_path, "sample_t2v_ddim")
+    pipeline["sampler_args"]["sample_method"] = "Unheard"
+    other_model = pipeline["config"] | {"transformer": pipeline["config"]["transformer"] | {"gated": True}}
+    folder = write_manifest(
+        tmp_path,
+        block("lacks_a_field", sparse_n=None),
+        copied(tmp_path, "rope3d", file=None) | {"name": "lacks_its_tensors"},
+        {"name": "lacks_everything"},
+        pipeline,
+        pipeline | {"name": "of_another_model", "config": other_model},
+        block("misfits", num_attention_heads=1, attention_head_dim=12),
+        block("as_recorded"),
+    )
+    assert main(["golden", folder, "--tree", "pt", "--json", str(measured)]) == 1
+    assert "1 passed, 1 failed, 5 not implemented" in capsys.readouterr().out
+    found, outputs = states(measured)
+    assert [name for name, state in found.items() if state == "fail"] == ["misfits"]
+    assert found["as_recorded"] == "pass"
+    for name, words in {
+        "lacks_a_field": "no 'sparse_n' is recorded",
+        "lacks_its_tensors": "is recorded, which this kind of case has",
+        "lacks_everything": "no 'file' is recorded",
+        "sample_t2v_ddim": "sampler 'Unheard' is unknown",
+        "of_another_model": "gated",
+        "misfits": "misshapen",
+    }.items():
+        assert all(words in note for _, note in outputs[name].values()), name
+
+
+def opened(log):
+    """Opens the pt tree and leaves the process's number behind."""
+    with Path(log).open("a") as lines:
+        lines.write(f"{os.getpid()}\n")
+    return exact_tree("pt")
+
+
+def killed(pid):
+    """The pt tree in one process; any other dies as if it had been killed for its memory."""
+    if os.getpid() != pid:
+        os._exit(9)
+    return exact_tree("pt")
+
+
+def by_name_cases(folder, count):
+    """Small recorded blocks of which `count` draw their weights by name; those miss their outputs."""
+    stored = copied(folder, "dit_block_n4_single")
+    rule = {"weights_by_name": {"rule": "transformer", "salt": "test-"}}
+    return write_manifest(folder, *(stored | rule | {"name": f"drawn{i}"} for i in range(count)), stored)
+
+
+@pytest.mark.pt
+def test_each_case_with_weights_by_name_has_a_process_of_its_own(tmp_path):
+    folder, log = by_name_cases(tmp_path, 2), tmp_path / "pids"
+    results = list(check(functools.partial(opened, str(log)), folder, "*"))
+    assert [(r.name, r.state) for r in results] == [
+        ("drawn0", "fail"),  # with other weights the block gives other numbers
+        ("drawn1", "fail"),
+        ("dit_block_n4_single", "pass"),
+    ]
+    first, second, own = map(int, log.read_text().split())
+    assert own == os.getpid()
+    assert len({first, second, own}) == 3
+    differences = [r.verdicts[0].difference for r in results[:2]]
+    assert differences[0] == differences[1], "what is drawn by name is the same in every process"
+
+
+@pytest.mark.pt
+def test_a_killed_process_is_a_failure_of_its_case_alone(tmp_path):
+    results = list(check(functools.partial(killed, os.getpid()), by_name_cases(tmp_path, 1), "*"))
+    assert [r.state for r in results] == ["fail", "pass"]
+    assert "killed" in results[0].verdicts[0].note
+
+
+def test_weights_by_name_follow_the_documented_rule():
+    by_name = ByName("vae", "salt-")
+    constants = {"wavelet_transform.h": np.ones(8, np.float32)}
+    shapes = {"norm.weight": (3,), "norm.bias": (3,), "conv.weight": (2, 3, 1), "wavelet_transform.h": (8,)}
+    weights = by_name.weights(shapes, constants)
+    assert (weights["wavelet_transform.h"] == 1).all(), "constants keep their values"
+    seed = int.from_bytes(hashlib.sha256(b"salt-weights.norm.weight").digest()[:8], "little")
+    normal = np.random.Generator(np.random.Philox(seed)).standard_normal(3, dtype=np.float32)
+    assert (weights["norm.weight"] == normal * np.float32(0.05) + 1).all()
+    assert abs(weights["norm.bias"].mean()) < 0.2, "only weights are near one"
+    wide = ByName("vae", "").draw("conv.weight", (8, 400, 3))
+    assert abs(wide.std() * np.sqrt(1200) - 1) < 0.05
+    assert abs(ByName("transformer", "").draw("to_q.weight", (80, 80)).std() - 0.02) < 1e-3
+    assert wide.dtype == np.float32
+
+
+@pytest.mark.pt
+def test_an_unknown_rule_is_not_implemented(tmp_path, capsys):
+    record = copied(tmp_path, "dit_block_n4_single", weights_by_name={"rule": "other", "salt": ""})
+    assert main(["golden", write_manifest(tmp_path, record), "--tree", "pt"]) == 1
+    assert "got rule 'other', wanted one of transformer, vae" in capsys.readouterr().out
+
+
 @pytest.mark.pt
 def test_golden_command_on_any_folder(tmp_path, capsys):
     folder = find_folder()
@@ -322,6 +516,79 @@ def test_audit_names_what_does_not_belong_and_what_is_odd(tree, tmp_path, capsys
 
 
 @ONLY_PT
+def test_random_weights_fill_a_model_without_a_second_copy_of_it(tree):
+    """2.8 billion parameters fit into the memory of one model only if each is drawn when it is its turn."""
+    alive, most, drawn = set(), [0], []
+
+    def draw(name, shape):
+        array = np.zeros(shape, np.float32)
+        drawn.append(name)
+        alive.add(name)
+        weakref.finalize(array, alive.discard, name)
+        most[0] = max(most[0], len(alive))
+        return array
+
+    model = build(tree, "transformer", tiny_transformer_config())
+    tree.loading.initialize(model, 0, lambda shapes, seed: Drawn(shapes, draw))
+    assert sorted(drawn) == sorted(tree.runtime.trainable(model)), "each once"
+    assert most[0] <= 2
+    assert isinstance(initial_weights({"a.weight": (2, 2)}, 0), Drawn)
+    drawn.clear()
+    assert "a" in Drawn({"a": (1,)}, draw)
+    assert not drawn, "to ask for a name draws nothing"
+
+
+@ONLY_PT
+def test_gradients_can_be_left_out(tree):
+    whole, less = (dump(quick("stages=[dit]", f"gradients={g}"), tree).tensors for g in ("true", "false"))
+    of_gradients = {name for name in whole if "/grad." in name} | {"dit/out.loss", "dit/in.probe"}
+    assert set(less) == set(whole) - of_gradients
+    assert len(whole) > len(less) + 100
+
+
+@pytest.mark.pt
+def test_tf32_is_off_and_an_accelerator_is_told_about(monkeypatch, capsys):
+    """With a stand-in for a GPU: the flags that PyTorch would hand to cuDNN and cuBLAS, and the line."""
+    import torch
+
+    from pt import runtime
+
+    seen = []
+
+    def recorded(config, tree):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return []
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(cli, "modes", recorded)
+    try:
+        for device in ("cpu", "cuda"):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+            monkeypatch.setattr(runtime, "setup", lambda *_, device=device: device)
+            assert main(["modes", str(CONFIG), "--tree", "pt"]) == 0
+            assert capsys.readouterr().out.count("TF32 is switched off") == (device == "cuda")
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen == [(False, False)] * 2
+
+
+@pytest.mark.ms
+def test_hf32_of_ascend_is_told_about(monkeypatch, capsys):
+    from ms import runtime
+
+    monkeypatch.setattr(cli, "modes", lambda config, tree: [])
+    for device in ("cpu", "ascend"):
+        monkeypatch.setattr(runtime, "setup", lambda *_, device=device: device)
+        assert main(["modes", str(CONFIG), "--tree", "ms"]) == 0
+        assert capsys.readouterr().out.count("HF32") == (device == "ascend")
+
+
+@ONLY_PT
+def test_a_recording_says_how_its_float32_was_computed(tree):
+    assert dump(quick("stages=[op]"), tree).facts["float32"] == "float32 is computed as float32"
+
+
+@ONLY_PT
 def test_float64_is_an_oracle(tree):
     config = quick("stages=[dit]")
     single, double = dump(config, tree), dump(config.replace(dtype="float64"), tree)
@@ -332,9 +599,20 @@ def test_float64_is_an_oracle(tree):
     assert compare(single, single, double).passed
 
 
-def test_transformer_of_the_preset_pads():
+def test_the_released_preset_is_of_the_released_models():
+    """Drawn by name: nothing has to be downloaded to compare the whole models."""
+    config = load(DumpConfig, RELEASED)
+    assert config.transformer_config() == TransformerConfig()
+    assert (config.transformer.random_seed, config.vae.random_seed) == (1, 2)
+    vae = config.vae_config()
+    assert vae == build_config(VAEConfig, select(CARRIED)["scale_wfvae"]["config"], "manifest")
+    assert not config.gradients
+
+
+@pytest.mark.parametrize("path", [CONFIG, RELEASED], ids=lambda path: path.stem)
+def test_transformer_of_the_preset_pads(path):
     """The preset's grid must need masks, or polarity and padding would go untested."""
-    config = load(DumpConfig, CONFIG)
+    config = load(DumpConfig, path)
     model = config.transformer.resolve(TransformerConfig, "transformer")
     _, _, T, H, W = config.latent_shape()
     assert (T * H * W // model.patch_size**2) % model.skip_stride**2

@@ -1,9 +1,11 @@
 """Parity: do both trees compute what the reference computes, and the same as each other?
 
 Exit code 0: everything selected passed; 1: something differs or is not implemented; 2: could not run.
+`compare` judges the stages that both recordings have, and names the others first.
 """
 
 import argparse
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,16 +18,17 @@ from common.files import read_json, whole_file, write_json
 from common.host import kind_of
 from common.models import TransformerConfig, VAEConfig
 
-from . import goldens, recording, report
+from . import recording, report
 from .audit import audit_keys, audit_tensors, sha256
 from .bisect import PASSES, bisect
-from .compare import Comparison, check_oracle, compare, differing_settings
+from .compare import Comparison, check_oracle, compare, differing_settings, unshared_stages
+from .difference import FAIL
 from .dump import dump
-from .golden import CaseResult, check_case
+from .golden import CaseResult, check, summary
 from .modes import modes
 from .plan import DumpConfig
 from .selftest import FAULTS, selftest
-from .tree import Tree
+from .tree import Tree, exact_tree
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,24 +99,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_golden(arguments: argparse.Namespace) -> int:
-    tree, results = Tree(arguments.tree), []
-    names = goldens.select(arguments.folder, arguments.case)
-    if not names:
-        raise InputError(f"golden: no case in {arguments.folder} matches {arguments.case!r}")
-    for name in names:
-        results.append(check_case(tree, arguments.folder, name))
-        print(describe(results[-1]), flush=True)
-    passed = sum(r.passed for r in results)
-    absent = sum(not r.implemented for r in results)
-    print(f"{passed} passed, {len(results) - passed - absent} failed, {absent} not implemented")
+    results = []
+    for result in check(functools.partial(exact_tree, arguments.tree), arguments.folder, arguments.case):
+        results.append(result)
+        print(describe(result), flush=True)
+    print(summary(results))
     save(arguments, [as_record(r) for r in results])
-    return 0 if passed == len(results) else 1
+    return 0 if all(r.passed for r in results) else 1
+
+
+def open_tree(name: str, device: str) -> Tree:
+    """A tree for recordings; on an accelerator, whose float32 may be less, a line says what it is."""
+    tree = exact_tree(name, device)
+    if tree.device != "cpu":
+        print(tree.runtime.exact_float32(tree.device), flush=True)
+    return tree
 
 
 def run_dump(arguments: argparse.Namespace) -> int:
     config = load(DumpConfig, arguments.config, arguments.override)
     prepare_folder(str(Path(arguments.out).parent))
-    made = dump(config, Tree(arguments.tree, config.device))
+    made = dump(config, open_tree(arguments.tree, config.device))
     recording.write(arguments.out, made)
     print(f"{arguments.out}: {len(made.tensors)} tensors, seconds per stage {made.facts['seconds']}")
     return 0
@@ -124,9 +130,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     oracle = recording.read(arguments.oracle) if arguments.oracle else None
     if oracle is not None:
         check_oracle(oracle, b)
+    only = unshared_stages(a, b, arguments.select)
+    for side, stages in only.items():
+        print(f"only in {side}, not compared: {', '.join(stages)}")
     result = compare(a, b, oracle, arguments.select)
     if not result.rows:
-        raise InputError(f"compare: no tensor matches {arguments.select!r}")
+        raise InputError(f"compare: no stage that both recordings have matches {arguments.select!r}")
     print_comparison(result)
     for key, ours, theirs in differing_settings(a, b):
         print(f"note: the configs differ in {key}: {ours} in A, {theirs} in B")
@@ -135,7 +144,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
             {**row._asdict(), "difference": row.difference and row.difference._asdict()}
             for row in result.rows
         ]
-        write_json(arguments.json, {"passed": result.passed, "facts": [a.facts, b.facts], "rows": rows})
+        write_json(
+            arguments.json,
+            {"passed": result.passed, "facts": [a.facts, b.facts], "only_in": only, "rows": rows},
+        )
     if arguments.html:
         with whole_file(arguments.html) as temporary:
             temporary.write_text(report.page(a, b, result, (Path(arguments.a).name, Path(arguments.b).name)))
@@ -190,7 +202,7 @@ def run_bisect(arguments: argparse.Namespace) -> int:
 
 def run_modes(arguments: argparse.Namespace) -> int:
     config = load(DumpConfig, arguments.config, arguments.override)
-    results = list(modes(config, Tree(arguments.tree, config.device)))
+    results = list(modes(config, open_tree(arguments.tree, config.device)))
     for r in results:
         print(f"{r.verdict}  {r.name}: {r.relative:.1e}, allowed {r.tolerance:.0e}")
     save(arguments, [r._asdict() for r in results])
@@ -248,13 +260,15 @@ def save(arguments: argparse.Namespace, measurements: object) -> None:
 
 def describe(result: CaseResult) -> str:
     """A golden case as text: one line, and one more for each output."""
-    if not result.implemented:
-        return f"{result.name}: not implemented"
-    lines = [f"{result.name}: {'pass' if result.passed else 'FAIL'} ({result.seconds:.1f} s)"]
+    state = result.state.upper() if result.state == FAIL else result.state
+    head = f"{result.name}: {state} ({result.seconds:.1f} s)"
+    if len({(v.verdict, v.note) for v in result.verdicts}) == 1 and result.verdicts[0].difference is None:
+        return f"{head}: {result.verdicts[0].note}"  # the case as a whole
+    lines = [head]
     for v in result.verdicts:
         d = v.difference
         numbers = f"max_abs {d.max_abs:.1e}  rel_l2 {d.relative_l2:.1e}  cos {d.cosine:.7f}" if d else ""
-        lines.append(f"  {v.verdict:12} {v.output:42} {numbers}  tol {v.tolerance:.1e}  {v.note}".rstrip())
+        lines.append(f"  {v.verdict:15} {v.output:42} {numbers}  tol {v.tolerance:.1e}  {v.note}".rstrip())
     return "\n".join(lines)
 
 
@@ -264,8 +278,12 @@ def as_record(result: CaseResult) -> dict:
         {**v._asdict(), "difference": v.difference._asdict() if v.difference else None}
         for v in result.verdicts
     ]
-    state = "pass" if result.passed else "fail" if result.implemented else "not implemented"
-    return {"case": result.name, "state": state, "seconds": round(result.seconds, 2), "outputs": outputs}
+    return {
+        "case": result.name,
+        "state": result.state,
+        "seconds": round(result.seconds, 2),
+        "outputs": outputs,
+    }
 
 
 if __name__ == "__main__":

@@ -52,11 +52,26 @@ class Comparison(NamedTuple):
 
 
 def compare(a: Recording, b: Recording, oracle: Recording | None = None, select: str = "*") -> Comparison:
-    """Match names one to one and judge each; a name that one side lacks is a failure."""
+    """Match names one to one and judge each; a name that one side lacks is a failure, in a stage of both.
+
+    What only one recorded is for `unshared_stages` to tell.
+    """
+    unshared = {stage for stages in unshared_stages(a, b).values() for stage in stages}
     names = [name for name in {**a.tensors, **b.tensors} if fnmatch.fnmatch(name, select)]
+    names = [name for name in names if _stage(name) not in unshared]
     dtype = max((a.facts["dtype"], b.facts["dtype"]), key=PRECISION.index)
     scales = _scales(a, b)
     return Comparison([_row(name, a, b, oracle, dtype, scales.get(_kind(name), 0.0)) for name in names])
+
+
+def unshared_stages(a: Recording, b: Recording, select: str = "*") -> dict[str, list[str]]:
+    """The stages with selected tensors that only "A", or only "B", has recorded; no side without any."""
+    only = {}
+    for side, ours, theirs in (("A", a, b), ("B", b, a)):
+        shared = {_stage(name) for name in theirs.tensors}
+        names = [name for name in ours.tensors if fnmatch.fnmatch(name, select)]
+        only[side] = [stage for stage in dict.fromkeys(map(_stage, names)) if stage not in shared]
+    return {side: stages for side, stages in only.items() if stages}
 
 
 def _row(name: str, a: Recording, b: Recording, oracle: Recording | None, dtype: str, scale: float) -> Row:
@@ -125,6 +140,10 @@ def check_oracle(oracle: Recording, b: Recording) -> None:
 def drift(comparison: Comparison, stage: str) -> list[tuple[str, float]]:
     """Relative difference of a stage's activations in order of execution."""
     return [(row.name, row.relative) for row in comparison.rows if row.name.startswith(f"{stage}/act.")]
+
+
+def _stage(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _kind(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 PASS, FAIL, KNOWN_DEFECT, NOT_APPLICABLE = "pass", "fail", "known-defect", "n/a"
+NOT_IMPLEMENTED = "not implemented"
 
 
 class Difference(NamedTuple):
@@ -39,7 +40,7 @@ class Verdict(NamedTuple):
     """One output of one case."""
 
     output: str
-    verdict: str  # pass, fail, known-defect, or n/a for what our design does not have
+    verdict: str  # pass, fail, known-defect, not implemented, or n/a for what our design does not have
     tolerance: float
     difference: Difference | None
     note: str = ""

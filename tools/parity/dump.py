@@ -36,6 +36,7 @@ def dump(config: DumpConfig, tree: Tree, tamper: Callable[[Any], None] | None = 
         "dtype": config.dtype,
         "versions": tree.runtime.versions(),
         "modes": {"ms": "outputs and gradients: graph; activations: PyNative", "pt": "eager"}[tree.name],
+        "float32": tree.runtime.exact_float32(tree.device),
         "determinism": "inputs and random weights: Philox by name; kernels: the framework's defaults",
         "commit": commit(),
         "seconds": seconds,

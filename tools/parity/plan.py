@@ -30,6 +30,7 @@ class DumpConfig(Config):
     height: int = Field(default=48, ge=16)  # 3 x 5 patches: a grid that needs padding
     width: int = Field(default=80, ge=16)
     text_length: int = Field(default=7, ge=1)
+    gradients: bool = True  # of every parameter; a released model's would fill as much memory as its weights
     seed: int = Field(default=0, ge=0)
     device: Device = "auto"
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"  # float64: pt only, as an oracle

@@ -3,7 +3,7 @@
 import html
 import math
 
-from .compare import Comparison, Row, drift
+from .compare import Comparison, Row, drift, unshared_stages
 from .recording import Recording
 
 STYLE = """
@@ -30,6 +30,10 @@ def page(a: Recording, b: Recording, comparison: Comparison, names: tuple[str, s
         f"<h1>{html.escape(names[0])} against {html.escape(names[1])}: "
         f"<span class={verdict}>{verdict.upper()}</span></h1>",
         f"<p>{passed} of {len(comparison.rows)} tensors agree.</p>",
+        *(
+            f"<p>only in {s}, not compared: {', '.join(stages)}</p>"
+            for s, stages in unshared_stages(a, b).items()
+        ),
         _facts(a, b),
     ]
     for stage in dict.fromkeys(row.name.partition("/")[0] for row in comparison.rows):
@@ -39,10 +43,13 @@ def page(a: Recording, b: Recording, comparison: Comparison, names: tuple[str, s
     return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>\n{body}\n"
 
 
+FACTS = ("tree", "device", "dtype", "versions", "float32", "modes", "determinism", "commit", "seconds")
+
+
 def _facts(a: Recording, b: Recording) -> str:
     rows = [
         f"<tr><td>{key}</td><td>{html.escape(str(a.facts.get(key)))}</td><td>{html.escape(str(b.facts.get(key)))}</td></tr>"
-        for key in ("tree", "device", "dtype", "versions", "modes", "determinism", "commit", "seconds")
+        for key in FACTS
     ]
     return f"<table><tr><th></th><th>A</th><th>B</th></tr>{''.join(rows)}</table>"
 

@@ -59,7 +59,9 @@ class Lab:
         return self.tree.runtime.place(self.tree.runtime.cast(model, self.config.dtype), self.tree.device)
 
     def gradients(self, record: Recorder, model: Any, function: Callable, *inputs: Any) -> None:
-        """Record the loss mean(function(...) * probe) and its gradient by every parameter."""
+        """Record the loss mean(function(...) * probe) and its gradient by every parameter, if wanted."""
+        if not self.config.gradients:
+            return
         with self.tree.runtime.inference():
             shape = tuple(function(*inputs).shape)
         probe = self.tensor(record.draw("probe", shape))

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from .by_name import CONSTANTS, ByName
+
 Arrays = dict[str, np.ndarray]
+
+
+def exact_tree(name: str, device: str = "cpu") -> "Tree":
+    """A tree whose float32 is computed as float32, as far as its framework allows."""
+    tree = Tree(name, device)
+    tree.runtime.exact_float32(tree.device)
+    return tree
 
 
 class Tree:
@@ -34,8 +43,14 @@ class Tree:
             array, self.device, self.dtype if np.issubdtype(array.dtype, np.floating) else None
         )
 
-    def load(self, model: Any, weights: Arrays, where: str) -> Any:
-        self.runtime.load_weights(model, weights, where)
+    def load(self, model: Any, weights: Arrays | ByName, where: str) -> Any:
+        if isinstance(weights, ByName):
+            params = self.runtime.parameters(model)
+            constants = {name: self.numpy(p) for name, p in params.items() if CONSTANTS in name}
+            filled = weights.weights({name: tuple(p.shape) for name, p in params.items()}, constants)
+        else:
+            filled = weights
+        self.runtime.load_weights(model, filled, where)
         if self.dtype is not None:
             self.runtime.cast(model, self.dtype)
         return self.runtime.place(model, self.device)

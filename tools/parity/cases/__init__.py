@@ -8,16 +8,13 @@ are marked with what ours must equal instead.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from tools.parity.goldens import Case
+from tools.parity.goldens import Case, UnsupportedError
 from tools.parity.tree import Tree
 
 from .conditions import run_mask_pieces
 from .data_batches import run_collate, run_group_sampler
 from .data_items import run_items
 from .data_selection import run_functions, run_index, run_transforms
-from .defect import Defect
 from .sampling import run_sampling, run_schedulers
 from .text import run_captions, run_metrics, run_text_encoder
 from .training import run_ema, run_training
@@ -36,15 +33,25 @@ from .vae_losses import run_vae_loss
 Runner = Callable[[Tree, Case], dict[str, Any]]
 
 
-def run_case(tree: Tree, case: Case) -> dict[str, np.ndarray | Defect] | None:
-    """Our outputs of a case by name, or None when this kind of case is not implemented."""
-    runner = runner_of(case.record)
-    return None if runner is None else runner(tree, case)
+def run_case(tree: Tree, case: Case) -> dict[str, Any]:
+    """Our outputs of a case by name.
+
+    Raises:
+        UnsupportedError: this version has no such component, or not as the case wants it.
+    """
+    return runner_of(case.record)(tree, case)
 
 
-def runner_of(record: dict[str, Any]) -> Runner | None:
-    """What computes a case."""
-    return RUNNERS.get(record["component"])
+def runner_of(record: dict[str, Any]) -> Runner:
+    """What computes a case.
+
+    Raises:
+        UnsupportedError: nothing does.
+    """
+    component = record["component"]
+    if component not in RUNNERS:
+        raise UnsupportedError(f"this version has no component {component!r}")
+    return RUNNERS[component]
 
 
 RUNNERS: dict[str, Runner] = {

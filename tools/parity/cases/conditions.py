@@ -23,7 +23,7 @@ from tools.parity.tree import Arrays, Tree
 
 def run_mask_pieces(tree: Tree, case: Case) -> dict[str, Any]:
     """The pieces alone."""
-    if case.data is not None:
+    if case.data:
         return run_tasks(case)
     if any(name.startswith("compressed") for name in case.outputs):
         settings = case.record["config"]

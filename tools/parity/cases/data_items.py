@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from common.config import build
 from common.data import selection, text, transforms
 from common.data.t2v_config import T2VDataConfig
 from common.masks import generate_mask, given_frames, masked
-from tools.parity.goldens import Case
+from tools.parity.goldens import Case, build_recorded
 from tools.parity.tree import Tree
 
 from .data_selection import normalised
@@ -17,7 +16,7 @@ from .data_selection import normalised
 def run_items(tree: Tree, case: Case) -> dict[str, Any]:
     """Whole items: frames, text and pixels of a video, an image, and an image with blurred faces."""
     args, shot = case.record["args"], case.record["config"]
-    config = build(
+    config = build_recorded(
         T2VDataConfig,
         {
             "annotations": "recorded",
@@ -61,7 +60,7 @@ def _item_text(draws: Any, kind: Any, item: dict, inpaint: bool, shot: dict, cas
     """Whether our text is the recorded one, with the recorded choices."""
     captions = [next(draws)[1]]
     sam = item["name"] == "sam_image"
-    config = build(
+    config = build_recorded(
         T2VDataConfig,
         {
             "annotations": "recorded",

@@ -13,6 +13,12 @@ class Defect(NamedTuple):
     why: str
 
 
+class Unsupported(NamedTuple):
+    """An output that this version cannot compute, where the case's others can be."""
+
+    why: str
+
+
 class NotApplicable(NamedTuple):
     """An output of something our design does not have; it is neither passed nor failed."""
 

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 
 from common.conditions import trim_text
-from common.config import build
 from common.images import to_uint8
 from common.models import TransformerConfig
 from common.samplers import sampler_table
 from common.schedules import ScheduleConfig, alphas_cumprod, noise_ratios
-from tools.parity.goldens import Case
+from tools.parity.goldens import Case, UnsupportedError, build_recorded, supported
 from tools.parity.tree import Arrays, Tree
 
 from .conditions import guidance_of, show_given
+from .defect import Unsupported
 from .transformer import build_transformer
 from .vae import build_vae
 
@@ -22,16 +22,17 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
     """A whole pipeline with the recorded noise: text in, uint8 frames out."""
     record, given = case.record, case.inputs
     vae = build_vae(tree, record["config"]["vae"], case.weights_of("vae"), case.name)
-    config = build(TransformerConfig, record["config"]["transformer"], case.name)
+    config = build_recorded(TransformerConfig, record["config"]["transformer"], case.name)
     model = build_transformer(tree, config, case.weights_of("transformer"), case.name)
     call, settings = record["call"], record["scheduler_config"]
-    table = sampler_table(
-        record["sampler_args"]["sample_method"],
-        call["num_inference_steps"],
-        schedule_of(settings),
-        settings["prediction_type"],
-        settings["timestep_spacing"],
-    )
+    with supported():
+        table = sampler_table(
+            record["sampler_args"]["sample_method"],
+            call["num_inference_steps"],
+            schedule_of(settings),
+            settings["prediction_type"],
+            settings["timestep_spacing"],
+        )
     copies, guidance = call.get("num_samples_per_prompt", 1), guidance_of(call)
     text = np.repeat(given["prompt_embeds"], copies, axis=0)
     keep = np.repeat(given["prompt_attention_mask"] > 0, copies, axis=0)
@@ -63,18 +64,36 @@ def run_sampling(tree: Tree, case: Case) -> dict[str, Any]:
     decoded = tree.pipeline.decode(vae, latents)
     results["decoded_float"] = decoded.transpose(0, 2, 1, 3, 4)
     results["video_uint8"] = np.stack([to_uint8(video) for video in decoded])
-    return {name: results[name] for name in case.outputs}
+    return {name: results[name] for name in case.outputs if name in results}
 
 
 def schedule_of(settings: dict[str, Any]) -> ScheduleConfig:
     """Our schedule from a recorded scheduler config."""
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
-    return ScheduleConfig(**{name: settings[name] for name in names if name in settings})
+    given = {name: settings[name] for name in names if name in settings}
+    return build_recorded(ScheduleConfig, given, "scheduler_config")
 
 
-def run_schedulers(tree: Tree, case: Case) -> Arrays:
-    """Every sampler's table, stepped in NumPy through the recorded model outputs."""
-    results: Arrays = {}
+def run_schedulers(tree: Tree, case: Case) -> dict[str, Any]:
+    """Every sampler's table, stepped in NumPy through the recorded model outputs; one that ours does not know
+    leaves the others to be judged.
+    """
+    results: dict[str, Any] = {}
+    for key, info in case.record["info"].items():
+        if info["raises"]:
+            continue  # the reference cannot build it, so there is nothing recorded
+        try:
+            ours = run_scheduler(case, key)
+        except UnsupportedError as error:
+            recorded = [name for name in case.outputs if name.startswith(f"{key}.")]
+            results |= dict.fromkeys(recorded, Unsupported(str(error)))
+        else:
+            results |= {f"{key}.{name}": array for name, array in ours.items()}
+    return {name: results[name] for name in case.outputs if name in results}
+
+
+def run_scheduler(case: Case, key: str) -> Arrays:
+    """One sampler with one schedule, `method.schedule`."""
     zero_snr = ScheduleConfig(rescale_betas_zero_snr=True)
     v15 = ScheduleConfig(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
@@ -84,24 +103,18 @@ def run_schedulers(tree: Tree, case: Case) -> Arrays:
         "plain_eps": (ScheduleConfig(), "epsilon", "leading"),
         "v15_v": (v15, "v_prediction", "trailing"),
     }
-    for key, info in case.record["info"].items():
-        if info["raises"]:
-            continue  # the reference cannot build it, so there is nothing recorded
-        method, _, flags = key.partition(".")
-        schedule, prediction, spacing = sets[flags]
-        if method == "CogVideoX":  # ignores the schedule it is given
-            schedule = v15.replace(
-                snr_shift_scale=3.0, rescale_betas_zero_snr=schedule.rescale_betas_zero_snr
-            )
-        if method == "PNDM":  # knows no zero terminal SNR
-            schedule = schedule.replace(rescale_betas_zero_snr=False)
-        table = sampler_table(
-            method, case.record["config"]["num_inference_steps"], schedule, prediction, spacing
-        )
-        results |= {
-            f"{key}.{name}": array for name, array in step_through(case, key, table, schedule).items()
-        }
-    return {name: results[name] for name in case.outputs if name in results}
+    method, _, flags = key.partition(".")
+    if flags not in sets:
+        raise UnsupportedError(f"{case.name} {key}: got schedule {flags!r}, wanted one of {', '.join(sets)}")
+    schedule, prediction, spacing = sets[flags]
+    if method == "CogVideoX":  # ignores the schedule it is given
+        schedule = v15.replace(snr_shift_scale=3.0, rescale_betas_zero_snr=schedule.rescale_betas_zero_snr)
+    if method == "PNDM":  # knows no zero terminal SNR
+        schedule = schedule.replace(rescale_betas_zero_snr=False)
+    with supported():
+        steps = case.record["config"]["num_inference_steps"]
+        table = sampler_table(method, steps, schedule, prediction, spacing)
+    return step_through(case, key, table, schedule)
 
 
 def step_through(case: Case, key: str, table: Any, schedule: ScheduleConfig) -> Arrays:

@@ -6,6 +6,9 @@ from common import captions, metrics
 from tools.parity.goldens import Case
 from tools.parity.tree import Arrays, Tree
 
+# without one of them it is another model
+SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+
 
 def run_captions(tree: Tree, case: Case) -> Arrays:
     """Strings compare equal or not: 1 for every record, and ours must be 1 everywhere."""
@@ -56,7 +59,9 @@ def run_metrics(tree: Tree, case: Case) -> Arrays:
 
 
 def run_text_encoder(tree: Tree, case: Case) -> Arrays:
-    encoder = tree.text.TextEncoder.from_weights("mt5", case.record["full_config"], case.weights, tree.device)
+    config, weights = case.record["full_config"], case.stored_weights
+    sizes = {name: config[name] for name in SIZES}
+    encoder = tree.text.TextEncoder.from_weights("mt5", config | sizes, weights, tree.device)
     with tree.runtime.inference():
         states = encoder(case.inputs["input_ids"], case.inputs["attention_mask"] > 0)
     return {"last_hidden_state": tree.numpy(states)}

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from common.config import build
 from common.data.batch import pad
 from common.data.buckets import Bucket
 from common.diffusion import DiffusionConfig, Mixture, mixture, with_offset
@@ -15,7 +14,7 @@ from common.optim import OptimConfig, controls, warmed_ema_decay
 from common.schedules import ScheduleConfig, alphas_cumprod, snr
 from common.skiparse import from_patches
 from common.t2v_training import Samples, step_inputs
-from tools.parity.goldens import Case
+from tools.parity.goldens import Case, build_recorded
 from tools.parity.tree import Arrays, Tree
 
 from .conditions import encode_condition
@@ -25,23 +24,13 @@ MIXTURE = 3  # its place among the arguments of DiffusionLoss
 
 def run_training(tree: Tree, case: Case) -> dict[str, Any]:
     args, record = case.record["args"], case.record
-    config = build(TransformerConfig, record["config"]["transformer"], case.name)
+    config = build_recorded(TransformerConfig, record["config"]["transformer"], case.name)
     model = tree.load(tree.transformer.Transformer(config), case.weights_of("transformer"), case.name)
-    vae_config = build(VAEConfig, record["config"]["vae"], case.name)
+    vae_config = build_recorded(VAEConfig, record["config"]["vae"], case.name)
     vae = tree.load(tree.vae.WFVAE(vae_config), case.weights_of("vae"), f"{case.name}.vae")
-    diffusion = DiffusionConfig(
-        prediction_type=args["prediction_type"],
-        schedule=schedule_of(args),
-        snr_gamma=args["snr_gamma"],
-        noise_offset=args["noise_offset"],
-    )
-    optimizer = OptimConfig(
-        lr=args["learning_rate"],
-        betas=(args["adam_beta1"], args["adam_beta2"]),
-        eps=args["adam_epsilon"],
-        weight_decay=args["adam_weight_decay"],
-        max_grad_norm=args["max_grad_norm"],
-    )
+    recorded = {name: args[name] for name in ("prediction_type", "snr_gamma", "noise_offset")}
+    diffusion = build_recorded(DiffusionConfig, recorded | {"schedule": schedule_of(args)}, case.name)
+    optimizer = build_recorded(OptimConfig, optimizer_of(args), case.name)
     loss = tree.diffusion_loss.DiffusionLoss(model)
     params = tree.runtime.trainable(model)
     step = tree.optim.Step(loss, params, optimizer, tree.zero.Replicated(tree.parallel.Mean(1)), True)
@@ -77,7 +66,7 @@ def run_training(tree: Tree, case: Case) -> dict[str, Any]:
         results[f"grad_norm_before_clip_step{index}"] = tree.numpy(norm)
     results |= {f"final_param.{name}": tree.numpy(p) for name, p in params.items()}
     results |= {f"final_ema.{name}": x for name, x in averages(tree, step, params).items()}
-    return {name: results[name] for name in case.outputs}
+    return {name: results[name] for name in case.outputs if name in results}
 
 
 def judged_mixture(diffusion: DiffusionConfig, timesteps: np.ndarray) -> Mixture:
@@ -90,12 +79,22 @@ def judged_mixture(diffusion: DiffusionConfig, timesteps: np.ndarray) -> Mixture
     return ours
 
 
+def optimizer_of(args: dict[str, Any]) -> dict[str, Any]:
+    """The reference's arguments under our names."""
+    return {
+        "lr": args["learning_rate"],
+        "betas": (args["adam_beta1"], args["adam_beta2"]),
+        "eps": args["adam_epsilon"],
+        "weight_decay": args["adam_weight_decay"],
+        "max_grad_norm": args["max_grad_norm"],
+    }
+
+
 def schedule_of(args: dict[str, Any]) -> ScheduleConfig:
     """v1.5 has betas linear in their square root."""
     old = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    return ScheduleConfig(
-        rescale_betas_zero_snr=args["rescale_betas_zero_snr"], **(old if args["v1_5_scheduler"] else {})
-    )
+    given = {"rescale_betas_zero_snr": args["rescale_betas_zero_snr"]}
+    return build_recorded(ScheduleConfig, given | (old if args["v1_5_scheduler"] else {}), "args")
 
 
 def padded(case: Case, kind: str, index: int) -> tuple[np.ndarray, np.ndarray]:

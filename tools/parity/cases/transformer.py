@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from common.conditions import grid_inputs, text_inputs
-from common.config import build
 from common.masks import Condition
 from common.models import TransformerConfig
 from common.rope import axis_angles, rope_table, round_float, timestep_features
 from common.skiparse import GROUP, SINGLE, keep_masks, native_order, padded_length
-from tools.parity.goldens import Case
+from tools.parity.by_name import ByName
+from tools.parity.goldens import Case, build_recorded
 from tools.parity.tree import Arrays, Tree
 
 from .defect import Defect, NotApplicable
@@ -20,7 +20,7 @@ from .defect import Defect, NotApplicable
 ONE_TEXT = "every query attends to the same text, so it is never repeated for the sub-sequences"
 
 
-def build_transformer(tree: Tree, config: TransformerConfig, weights: Arrays, where: str) -> Any:
+def build_transformer(tree: Tree, config: TransformerConfig, weights: Arrays | ByName, where: str) -> Any:
     return tree.load(tree.transformer.Transformer(config), weights, where)
 
 
@@ -29,7 +29,7 @@ def transformer_inputs(tree: Tree, config: TransformerConfig, case: Case) -> tup
     given = case.inputs
     x, *shown = np.split(given["hidden_states"], [config.in_channels, 2 * config.in_channels], axis=1)
     T, H, W = x.shape[2:]
-    keep_BTHW = given["attention_mask"] > 0
+    keep_BTHW = given["attention_mask"] > 0 if "attention_mask" in given else None
     grid = grid_inputs(config, (T, H, W), len(x), keep_BTHW)
     keep_BL = given["encoder_attention_mask"][:, 0] > 0
     text, keep_text = text_inputs(given["encoder_hidden_states"][:, 0], keep_BL, multiple=1)
@@ -41,7 +41,7 @@ def transformer_inputs(tree: Tree, config: TransformerConfig, case: Case) -> tup
 
 
 def run_transformer(tree: Tree, case: Case) -> dict[str, Any]:
-    config = build(TransformerConfig, case.record["config"], case.name)
+    config = build_recorded(TransformerConfig, case.record["config"], case.name)
     model = build_transformer(tree, config, case.weights, case.name)
     inputs = transformer_inputs(tree, config, case)
     if "loss" in case.outputs:
@@ -116,9 +116,9 @@ def run_gradients(tree: Tree, case: Case, model: Any, inputs: tuple) -> Arrays:
 
     value, grads = tree.runtime.value_and_grad(loss, model)(*inputs, target)
     results = {"loss": tree.numpy(value)}
-    for output in case.outputs:
-        if output.startswith("grad."):
-            results[output] = tree.numpy(grads[output.removeprefix("grad.")])
+    for name, grad in grads.items():
+        if f"grad.{name}" in case.outputs:
+            results[f"grad.{name}"] = tree.numpy(grad)
     with tree.runtime.inference():
         results["sample"] = tree.numpy(tree.predict(model, *inputs))
     return results
@@ -157,7 +157,7 @@ def run_block(tree: Tree, case: Case) -> Arrays:
 
 
 def run_pieces(tree: Tree, case: Case) -> Arrays:
-    config = build(TransformerConfig, case.record["config"], case.name)
+    config = build_recorded(TransformerConfig, case.record["config"], case.name)
     model = build_transformer(tree, config, case.weights, case.name)
     given = case.inputs
     features = timestep_features(given["timestep"])

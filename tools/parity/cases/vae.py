@@ -4,18 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from common.config import build
 from common.latents import draw_latents
 from common.models import CausalVAEConfig, VAEConfig
 from common.tiling import TilingConfig
-from tools.parity.goldens import Case
+from tools.parity.by_name import ByName
+from tools.parity.goldens import Case, UnsupportedError, build_recorded
 from tools.parity.tree import Arrays, Tree
 
-from .defect import Defect
+from .defect import Defect, Unsupported
 
 
-def build_vae(tree: Tree, config: dict[str, Any], weights: Arrays, where: str) -> Any:
-    return tree.load(tree.vae.WFVAE(build(VAEConfig, config, where)), weights, where)
+def build_vae(tree: Tree, config: dict[str, Any], weights: Arrays | ByName, where: str) -> Any:
+    return tree.load(tree.vae.WFVAE(build_recorded(VAEConfig, config, where)), weights, where)
 
 
 def run_vae(tree: Tree, case: Case) -> dict[str, Any]:
@@ -28,14 +28,15 @@ def run_vae(tree: Tree, case: Case) -> dict[str, Any]:
         results = {"moments": tree.numpy(moments), "decoded_z": tree.numpy(vae.decode(tree.tensor(z)))}
         mean, results["logvar"] = tree.call(tree.posterior.split_moments, results["moments"])
         results["mean"] = mean
-        results["recon_mode"] = tree.numpy(vae.decode(tree.tensor(mean)))
+        if "recon_mode" in case.outputs:
+            results["recon_mode"] = tree.numpy(vae.decode(tree.tensor(mean)))
         if "recon_sample" in case.outputs:
             noise = case.inputs["posterior_noise.0"]
             sample = tree.call(tree.posterior.posterior_sample, results["moments"], noise)
             results["recon_sample"] = tree.numpy(vae.decode(tree.tensor(sample)))
     if "enc_l1_coeffs" in case.outputs:
         results |= wavelet_flow(tree, vae, x, z)
-    return {name: results[name] for name in case.outputs}
+    return {name: results[name] for name in case.outputs if name in results}
 
 
 def wavelet_flow(tree: Tree, vae: Any, x: np.ndarray, z: np.ndarray) -> Arrays:
@@ -104,7 +105,7 @@ def run_vae_chunks(tree: Tree, case: Case) -> dict[str, Any]:
 
 
 def build_causal_vae(tree: Tree, case: Case) -> Any:
-    config = build(CausalVAEConfig, case.record["config"], case.name)
+    config = build_recorded(CausalVAEConfig, case.record["config"], case.name)
     return tree.load(tree.causal_vae.CausalVAE(config), case.weights, case.name)
 
 
@@ -151,12 +152,13 @@ def tiling_of(attributes: dict[str, Any], side: str, stride_thw: tuple) -> Tilin
     """
     size = attributes[f"tile_{side}_min_size"] // stride_thw[1]
     step = (attributes[f"tile_{side}_min_size_t"] - 1) // stride_thw[0]
-    return TilingConfig(
-        window_frames=step + attributes["tile_overlap_t"],
-        overlap_frames=attributes["tile_overlap_t"],
-        tile_size=size,
-        overlap_size=int(size * attributes["tile_overlap_factor"]),
-    )
+    tiling = {
+        "window_frames": step + attributes["tile_overlap_t"],
+        "overlap_frames": attributes["tile_overlap_t"],
+        "tile_size": size,
+        "overlap_size": int(size * attributes["tile_overlap_factor"]),
+    }
+    return build_recorded(TilingConfig, tiling, "tiling")
 
 
 def run_posterior(tree: Tree, case: Case) -> Arrays:
@@ -207,11 +209,17 @@ def run_wavelets(tree: Tree, case: Case) -> Arrays:
     }
 
 
-def run_vae_blocks(tree: Tree, case: Case) -> Arrays:
-    results = {}
+def run_vae_blocks(tree: Tree, case: Case) -> dict[str, Any]:
+    results: dict[str, Any] = {}
     for name, spec in case.record["modules"].items():
         weights = case.weights_of(name)
-        module = tree.load(vae_block(tree, name, spec, weights), weights, f"{case.name}.{name}")
+        try:
+            block = vae_block(tree, name, spec, weights)
+        except UnsupportedError as error:
+            unknown = [output for output in case.outputs if output.startswith(name)]
+            results |= dict.fromkeys(unknown, Unsupported(str(error)))
+            continue
+        module = tree.load(block, weights, f"{case.name}.{name}")
         channels = spec["input"].rpartition("_c")[2]
         for output in case.outputs:
             tag = output.removeprefix(name)
@@ -234,20 +242,24 @@ def vae_block(tree: Tree, name: str, spec: dict[str, str], weights: Arrays) -> A
     """The module a `vae_blocks` entry names, with the widths its weights have."""
     cls = spec["cls"]
     blocks = tree.resample if hasattr(tree.resample, cls) else tree.vae_blocks
+    if not hasattr(blocks, cls):
+        raise UnsupportedError(f"vae_blocks {name}: this version has no {cls}")
     norm = "groupnorm" if name.endswith(("_gn", "attn_old")) else "layernorm"
     if cls.startswith("AttnBlock"):
         return getattr(blocks, cls)(weights["q.conv.weight"].shape[0], norm)
     if cls.startswith("ResnetBlock"):
-        conv = weights.get("conv1.conv.weight", weights.get("conv1.weight"))
-        assert conv is not None
-        return getattr(blocks, cls)(conv.shape[1], conv.shape[0], norm)
+        return getattr(blocks, cls)(*widths_of(weights, "conv1"), norm)
     if not weights:
         return getattr(blocks, cls)()
-    conv = weights.get("conv.conv.weight", weights.get("conv.weight"))
-    assert conv is not None
-    widths = (conv.shape[1], conv.shape[0])
+    widths = widths_of(weights, "conv")
     if cls == "CausalConv3d":
         return blocks.conv3x3x3(*widths)
     if cls == "Spatial2xTime2x3DUpsample":
         return blocks.Spatial2xTime2x3DUpsample(*widths, name.removeprefix("st_up_"))
     return getattr(blocks, cls)(*widths)
+
+
+def widths_of(weights: Arrays, conv: str) -> tuple[int, int]:
+    """Channels into and out of a convolution, which may be wrapped in a causal one."""
+    name = f"{conv}.conv.weight" if f"{conv}.conv.weight" in weights else f"{conv}.weight"
+    return weights[name].shape[1], weights[name].shape[0]

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from common.config import build
 from common.judges import DiscriminatorConfig, LPIPSConfig
 from common.models import VAEConfig
 from common.optim import OptimConfig, controls
 from common.vae_training import VAELossConfig
-from tools.parity.goldens import Case
+from tools.parity.goldens import Case, UnsupportedError, build_recorded
 from tools.parity.tree import Arrays, Tree
 
 # the reference's names of our loss's terms
@@ -29,18 +28,23 @@ LOGGED = {
 
 def loss_config(case: Case) -> VAELossConfig:
     given = dict(case.record["config"]["loss"])
-    given["pixel"] = given.pop("loss_type")
+    given["pixel"] = case.record["config"]["loss"]["loss_type"]
+    del given["loss_type"]
     if case.record.get("wavelet_coeffs") is None:
         given["wavelet_weight"] = 0.0
-    return build(VAELossConfig, given, case.name)
+    return build_recorded(VAELossConfig, given, case.name)
 
 
 def discriminator_of(tree: Tree, case: Case) -> Any:
-    given = dict(case.record["config"]["discriminator"])
-    assert given.pop("cls") == "NLayerDiscriminator3D"
-    assert not given.pop("use_actnorm")
+    recorded = case.record["config"]["discriminator"]
+    if recorded["cls"] != "NLayerDiscriminator3D" or recorded["use_actnorm"]:
+        raise UnsupportedError(
+            f"{case.name}: got {recorded['cls']} with use_actnorm {recorded['use_actnorm']}, ours is "
+            "NLayerDiscriminator3D with use_actnorm False"
+        )
+    given = {name: value for name, value in recorded.items() if name not in ("cls", "use_actnorm")}
     model = tree.discriminator.Discriminator(
-        build(DiscriminatorConfig, given, case.name), tree.parallel.Mean(1)
+        build_recorded(DiscriminatorConfig, given, case.name), tree.parallel.Mean(1)
     )
     weights = case.weights_of("discriminator")
     weights = {name: w for name, w in weights.items() if not name.endswith("num_batches_tracked")}
@@ -59,11 +63,11 @@ def run_vae_loss(tree: Tree, case: Case) -> dict[str, Any]:
 def run_generator_phase(
     tree: Tree, case: Case, config: VAELossConfig, discriminator: Any, disc_factor: np.float32
 ) -> dict[str, Any]:
-    vae_config = build(VAEConfig, case.record["config"]["vae"], case.name)
+    vae_config = build_recorded(VAEConfig, case.record["config"]["vae"], case.name)
     vae = tree.load(tree.vae.WFVAE(vae_config), case.weights_of("vae"), f"{case.name}.vae")
     lpips = None
     if case.record["config"]["lpips_widths"]:
-        widths = LPIPSConfig(widths=tuple(case.record["config"]["lpips_widths"]))
+        widths = build_recorded(LPIPSConfig, {"widths": case.record["config"]["lpips_widths"]}, case.name)
         lpips = tree.load(tree.lpips.LPIPS(widths), case.weights_of("lpips"), f"{case.name}.lpips")
     loss = tree.vae_losses.GeneratorLoss(
         config, vae, discriminator, lpips, tree.parallel.Mean(1), tree.dtype or "float32"
@@ -99,7 +103,7 @@ def run_generator_phase(
     follow(tree, loss, values[2:])
     results |= after(tree, discriminator, "after.discriminator.")
     results |= after(tree, vae, "after_adamw.vae.")
-    return {name: results[name] for name in case.outputs}
+    return {name: results[name] for name in case.outputs if name in results}
 
 
 def run_discriminator_phase(
@@ -124,7 +128,7 @@ def run_discriminator_phase(
     follow(tree, loss, values[2:])
     results |= after(tree, discriminator, "after.discriminator.")
     results |= after(tree, discriminator, "after_adamw.discriminator.")
-    return {name: results[name] for name in case.outputs}
+    return {name: results[name] for name in case.outputs if name in results}
 
 
 def update(tree: Tree, step: Any, grads: tuple, optimizer: OptimConfig, terms: Any) -> tuple:
