@@ -123,7 +123,7 @@ def _std(x: Tensor) -> Tensor:
 
 
 def _split(x: Tensor, sizes: tuple) -> tuple:
-    return torch.split(x, sizes)
+    return torch.split(x, list(sizes))
 
 
 def _everywhere(function: Callable) -> dict[str, Callable]:
