@@ -138,7 +138,7 @@ def _conv2d_aclnn(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: i
     """The operator Conv2DExt. The older Conv2D is compiled for every shape, and CANN's tables give the
     gradient of its weight no bfloat16. Conv2DExt has no CPU kernel.
     """
-    return mint.nn.functional.conv2d(x_NCHW, weight, bias, stride, padding)
+    return mint.nn.functional.conv2d(x_NCHW, weight, bias, (stride, stride), (padding, padding))
 
 
 def _conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:

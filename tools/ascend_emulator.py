@@ -24,6 +24,7 @@ LAYOUTS = ("BSH", "BNSD", "SBH", "BSND", "TND")  # FASInputLayoutMode of mindspo
 AXES = {"SBH": "s b (n d)", "BSH": "b s (n d)"}
 MAX_HEADS, MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 512, 16
 MAX_BATCH, MAX_LENGTH = 2048, 512 * 1024
+MAX_ROW = 65535  # elements from one token of a sample to the next, above which CANN copies to another layout
 LOWEST = np.finfo(np.float32).min  # finite, so that a query without keys gives a mean and not NaN
 
 
@@ -92,6 +93,19 @@ def check_flash(graph: Graph, node: Node) -> None:
     for name in ("real_shift", "drop_mask", "padding_mask", *FLASH_LISTS):
         none = graph.constants.get(given[name], given[name]) is None
         _require(none, where, name, given[name], None, "pass nothing")
+
+
+def copies_inside(graph: Graph, node: Node) -> int:
+    """How many whole tensors CANN copies inside an exported FlashAttentionScore, or inside its gradient.
+
+    None while the tokens of a sample lie near enough; else query, key, value and result change their layout.
+
+    Source: aclnn_flash_attention_score.cpp and its gradient's counterpart (hicann/ops-transformer, 2025-11).
+    """
+    query, layout = graph.type_of(node.inputs[0]), flash_attributes(graph, node).input_layout
+    assert query is not None
+    row = query.shape[2] * (query.shape[1] if layout == "SBH" else 1)
+    return 4 if row > MAX_ROW else 0
 
 
 def evaluate(graph: Graph, inputs: Sequence[np.ndarray], rounded: bool = True) -> dict[str, Any]:
@@ -221,24 +235,55 @@ def _layer_norm(
     return (x - mean) / np.sqrt(variance + np.float32(eps)) * gamma + beta, mean, variance
 
 
-def _conv3d(
+def _convolve(
     node: Node,
-    x_BCTHW: np.ndarray,
-    weight_OCTHW: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
     bias: np.ndarray | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> np.ndarray:
-    """aclnnConvolution in three dims, as far as we use it."""
+    """aclnnConvolution in two or three dims, as far as we use it."""
     plain = (set(dilation), groups) == ({1}, 1)
     _require(plain, _where(node), "dilation and groups", (dilation, groups), "1", "change the layer")
-    padded = np.pad(_wide(x_BCTHW), ((0, 0), (0, 0), *((side, side) for side in padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (1, 1, *weight_OCTHW.shape[2:]))
-    t, h, w = stride
-    y = np.einsum("bcthwijk,ocijk->bothw", windows[:, :, ::t, ::h, ::w, 0, 0], _wide(weight_OCTHW))
-    return y if bias is None else y + _wide(bias)[:, None, None, None]
+    padded = np.pad(_wide(x), ((0, 0), (0, 0), *((side, side) for side in padding)))
+    windows = _windows(padded, weight.shape[2:], stride)
+    thw, ijk = "thw"[: len(stride)], "ijk"[: len(stride)]
+    y = np.einsum(f"bc{thw}{ijk},oc{ijk}->bo{thw}", windows, _wide(weight))
+    return y if bias is None else y + _wide(bias).reshape(-1, *(1 for _ in stride))
+
+
+def _windows(x: np.ndarray, size: Sequence[int], stride: Sequence[int]) -> np.ndarray:
+    """Every window over the last dims, by its place and then by what lies under it."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, (1, 1, *size))
+    windows = windows.reshape(*windows.shape[: x.ndim], *size)
+    return windows[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
+
+
+def _max_pool(
+    node: Node,
+    x_NCHW: np.ndarray,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    _: Any,
+) -> tuple:
+    """aclnnMaxPool2dWithMask; the mask serves the gradient only."""
+    given = (*padding, *(step - 1 for step in dilation), ceil_mode)
+    _require(not any(given), _where(node), "padding, dilation, ceil_mode", given, "none", "change the layer")
+    return _windows(x_NCHW, size, stride).max(axis=(-2, -1)), None
+
+
+def _std(node: Node, x: np.ndarray, axes: Sequence[int], correction: int, keepdim: bool) -> np.ndarray:
+    return x.std(tuple(axes), ddof=correction, keepdims=keepdim)
+
+
+def _split(node: Node, x: np.ndarray, sizes: Sequence[int], axis: int) -> tuple:
+    return tuple(np.split(x, np.cumsum(sizes)[:-1], axis))
 
 
 def _strided_slice(
@@ -260,7 +305,8 @@ OPERATORS: dict[str, Callable] = {
     "Add": lambda node, a, b: a + b,
     "BroadcastTo": lambda node, x, shape: np.broadcast_to(x, shape),
     "Cast": lambda node, x, dtype: x,
-    "Conv3DExt": _conv3d,
+    "Conv2DExt": _convolve,
+    "Conv3DExt": _convolve,
     "Concat": lambda node, arrays, axis: np.concatenate(arrays, axis),
     "Dense": _dense,
     "Depend": lambda node, x, _: x,
@@ -271,10 +317,13 @@ OPERATORS: dict[str, Callable] = {
     "Load": lambda node, parameter, _: parameter,
     "LogicalNot": lambda node, x: ~x,
     "MakeTuple": lambda node, *values: values,
+    "MaxPoolWithMask": _max_pool,
     "Mul": lambda node, a, b: a * b,
     "Reshape": lambda node, x, shape: x.reshape(shape),
     "SiLU": lambda node, x: x / 2 * (1 + np.tanh(x / 2)),  # exp(-x) may overflow
+    "SplitWithSize": _split,
     "Stack": lambda node, arrays: np.stack(arrays, node.attributes["axis"]),
+    "Std": _std,
     "StridedSlice": _strided_slice,
     "Sub": lambda node, a, b: a - b,
     "Transpose": lambda node, x, axes: x.transpose(axes),

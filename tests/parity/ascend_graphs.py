@@ -324,3 +324,10 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "I3D float32": fvd_network,
     "mT5 bfloat16": functools.partial(mt5, "bfloat16"),
 }
+
+
+def family(name: str) -> str:
+    """The graphs that docs/ascend.md names together."""
+    kinds = {"text": "sampling", "VAE": "VAE training"}
+    first = name.split()[0]
+    return kinds.get(first, first)

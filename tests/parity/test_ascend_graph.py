@@ -25,7 +25,7 @@ from tests.parity.ascend_cases import (
     gradient,
     sparse,
 )
-from tools.ascend_emulator import FLASH_INPUTS, check_flash, flash_attributes
+from tools.ascend_emulator import FLASH_INPUTS, check_flash, copies_inside, flash_attributes
 from tools.ascend_graph import BOOKKEEPING, Graph, Walk
 
 pytestmark = [pytest.mark.ms, pytest.mark.usefixtures("graph_mode")]
@@ -63,6 +63,7 @@ def check_attentions(graph: Graph, config: TransformerConfig, batch: int, operat
     if operator == FLASH:
         for node in nodes:
             check_flash(graph, node)
+    assert not any(copies_inside(graph, node) for node in nodes)
 
 
 def check_only(walk: Walk, allowed: set[str], stopped: set[str] = PROJECTIONS) -> None:

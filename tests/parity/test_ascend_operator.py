@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from common.noise import normal
-from tools.ascend_emulator import FLASH_INPUTS, check_flash, evaluate, flash_attention_score
+from tools.ascend_emulator import (
+    FLASH_INPUTS,
+    check_flash,
+    copies_inside,
+    evaluate,
+    flash_attention_score,
+)
 from tools.ascend_graph import export
 
 mindspore = pytest.importorskip("mindspore", reason="mindspore, which exports the Ascend graph, is missing")
@@ -56,15 +62,24 @@ def test_emulator_equals_the_reference_kernel(layout, mask):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)  # float16 has 11 bits
 
 
-class Convolve(nn.Cell):
-    """One entry of the 3D convolutions as a Cell."""
+class Call(nn.Cell):
+    """One entry of the kernels on tensors, the rest of its arguments fixed."""
 
-    def __init__(self, device: str):
+    def __init__(self, operator: str, device: str, *rest: object):
         super().__init__()
-        self.convolve = kernels.kernel("conv3d", device)
+        self.call = kernels.kernel(operator, device)
+        self.rest = rest
 
-    def construct(self, x, weight, bias):
-        return self.convolve(x, weight, bias, (1, 2, 2), (0, 1, 1))
+    def construct(self, *tensors):
+        return self.call(*tensors, *self.rest)
+
+
+class CallSplit(Call):
+    """What `split` returns, joined again in the other order."""
+
+    def construct(self, *tensors):
+        a, b, c = self.call(*tensors, *self.rest)
+        return mindspore.ops.cat((c, b, a), 0)
 
 
 ENTRIES = [
@@ -76,18 +91,33 @@ ENTRIES = [
 
 
 def test_every_entry_of_its_own_is_compared():
-    assert ENTRIES == [("attention", "ascend"), ("conv3d", "ascend")], "give the new one a test here"
+    assert {operator for operator, _ in ENTRIES} == {"attention", *(case[0] for case in CASES)}
+    assert {device for _, device in ENTRIES} == {"ascend"}, "give the new one a test here"
 
 
-def test_convolution_equals_the_reference():
-    """In float32, which CANN's Conv3D does not take; that of aclnn, which Conv3DExt calls, does."""
-    shapes = [(2, 3, 5, 8, 6), (4, 3, 3, 3, 3), (4,)]
+# operator, shapes of the tensors, other arguments, the operators it becomes (beside Reshape and Transpose)
+CASES = [
+    ("conv2d", [(2, 3, 8, 7), (4, 3, 3, 3), (4,)], (2, 1), {"Conv2DExt": 1}),
+    ("conv3d", [(2, 3, 5, 8, 6), (4, 3, 3, 3, 3), (4,)], ((1, 2, 2), (0, 1, 1)), {"Conv3DExt": 1}),
+    ("max_pool2d", [(2, 3, 7, 6)], ((2, 2), (2, 2)), {"MaxPoolWithMask": 1}),
+    ("max_pool3d", [(2, 3, 5, 7, 8)], ((1, 3, 3), (1, 2, 2)), {"MaxPoolWithMask": 1}),
+    ("max_pool3d", [(2, 3, 5, 7, 8)], ((3, 3, 3), (2, 2, 2)), {"MaxPoolWithMask": 2}),
+    ("max_pool3d", [(2, 3, 5, 7, 8)], ((3, 3, 3), (1, 1, 1)), {"MaxPoolWithMask": 2}),
+    ("std", [(2, 3, 4, 5)], (), {"Std": 1}),
+    ("split", [(12,)], ((3, 7, 2),), {"SplitWithSize": 1, "Concat": 1}),
+]
+
+
+@pytest.mark.parametrize(("operator", "shapes", "rest", "becomes"), CASES)
+def test_every_other_entry_of_its_own_equals_the_reference(operator, shapes, rest, becomes):
+    """In float32, which CANN's binary of Conv3D does not take; what Conv3DExt calls does."""
     arrays = [normal(shape, 1, i).astype(np.float32) for i, shape in enumerate(shapes)]
-    graph = export(Convolve("ascend"), *map(Tensor, arrays))
-    assert graph.find("Conv3DExt")
-    assert not graph.find("Conv3D")
+    make = CallSplit if operator == "split" else Call
+    graph = export(make(operator, "ascend", *rest), *map(Tensor, arrays))
+    counts = graph.count()
+    assert {name: n for name, n in counts.items() if name not in ("Reshape", "Transpose")} == becomes
     got = evaluate(graph, arrays, rounded=False)[graph.output]
-    want = Convolve("reference")(*map(Tensor, arrays)).asnumpy()
+    want = make(operator, "reference", *rest)(*map(Tensor, arrays)).asnumpy()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
@@ -168,6 +198,18 @@ def test_features_we_do_not_use_are_refused(name, value):
     faulty = graph.with_constant(node.name, FLASH_INPUTS.index(name), value)
     with pytest.raises(ValueError, match=f"FlashAttentionScore .*: .*{name}: got .*, wanted .*; "):
         check_flash(faulty, faulty.nodes[node.name])
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch", "copies"),
+    [("SBH", 28, 0), ("SBH", 29, 4), ("BSH", 29, 0)],
+)
+def test_wide_batches_of_the_released_model_are_copied_inside(layout, batch, copies):
+    """24 heads of 96. A single block holds K = 4 times the samples: from 8 on, its tokens are copied."""
+    shape = (2, batch, 2304) if layout == "SBH" else (batch, 2, 2304)
+    graph = export(Attend("ascend", 24, layout), *(Tensor(np.zeros(shape, np.float16)) for _ in range(3)))
+    (node,) = graph.find("FlashAttentionScore")
+    assert copies_inside(graph, node) == copies
 
 
 def test_float32_is_refused():
