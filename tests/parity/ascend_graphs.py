@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common.guidance import Guidance
 from common.judges import DiscriminatorConfig, I3DConfig, LPIPSConfig
 from common.models import CausalVAEConfig, TransformerConfig
 from common.noise import initial_weights, normal
@@ -85,7 +86,7 @@ class SamplingStep(nn.Cell):
 
     def __init__(self, model: nn.Cell, given: Case):
         super().__init__(auto_prefix=False)
-        self.denoiser = pipeline.Denoiser(model, 7.5, 0.7, 2)
+        self.denoiser = pipeline.Denoiser(model, Guidance(7.5, 0.7), 2)
         self.num_text = 2 * len(model.plan)
         self.has_condition = given.condition_SBF is not None
 
