@@ -35,15 +35,15 @@ class TextEncoder:
 
     def __init__(self, config: TextConfig, device: str) -> None:
         self.width: int = read_model_config(config)[WIDTH_KEYS[config.kind]]
-        on_cpu = kind_of(device) == "cpu"
-        if on_cpu and config.dtype == "bfloat16":
+        self._on_cpu = kind_of(device) == "cpu"
+        if self._on_cpu and config.dtype == "bfloat16":
             raise InputError(
                 "text encoder: dtype bfloat16 has no MindSpore kernels on CPU, wanted float32 or float16; "
                 "set dtype to float32"
             )
         self.model: Any = _load(config)
         _use_exact_buckets(self.model)
-        if on_cpu:
+        if self._on_cpu:
             _use_cpu_kernels(self.model)
 
     @classmethod
@@ -63,7 +63,7 @@ class TextEncoder:
         mindspore.set_context(mode=mindspore.PYNATIVE_MODE)  # a compiled one is never freed: 11 GB of mT5-XXL
         try:
             states_BLE = self.model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
-            mindspore.runtime.synchronize()  # what goes wrong is told here, not at some later operator
+            states_BLE.asnumpy() if self._on_cpu else mindspore.runtime.synchronize()  # errors are told here
         finally:
             mindspore.set_context(mode=mode)
         return states_BLE

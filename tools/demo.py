@@ -77,11 +77,10 @@ def draw_pictures(folder: Path) -> list[str]:
     (ROOT / folder).mkdir(parents=True)
     scene, caption = clip_of(*SCENE, heldout=True)
     frames_THWC = render(scene, 17, 96, 96)
-    first, last = folder / "first.png", folder / "last.png"
-    write_png(ROOT / first, frames_THWC[0])
-    write_png(ROOT / last, frames_THWC[-1])
+    write_png(ROOT / folder / "first.png", frames_THWC[0])
+    write_png(ROOT / folder / "last.png", frames_THWC[-1])
     pictures = folder / "pictures.txt"
-    (ROOT / pictures).write_text(f"{first}\n{first},{last}\n")
+    (ROOT / pictures).write_text("first.png\nfirst.png,last.png\n")  # paths begin at the list's folder
     prompts = folder / "prompts.txt"
     (ROOT / prompts).write_text(f"{caption}\n" * 2)
     return [f"image={pictures}", f"prompt={prompts}"]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from common.captions import read_prompts
 from common.files import write_safetensors
+from common.given import GivenConfig, read_given
 from tools import demo
 
 
@@ -42,3 +44,11 @@ def test_mistakes_come_first(tmp_path, monkeypatch, capsys):
     assert demo.main(["--help"]) == 0
     assert "python -m tools.demo" in capsys.readouterr().out
     assert kept.is_dir()
+
+
+def test_the_pictures_it_draws_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    image, prompt = (key.partition("=")[2] for key in demo.draw_pictures(demo.OUTPUT / "given"))
+    config = GivenConfig(num_frames=17, height=96, width=96, image=str(tmp_path / image))
+    assert [entry.indices for entry in read_given(config, 2)] == [(0,), (0, 16)]
+    assert len(read_prompts(str(tmp_path / prompt))) == 2
