@@ -16,10 +16,8 @@ from mindspore import Tensor, mint
 from mindspore import dtype as mstype
 from mindspore import ops as _ops
 
+from common.ascend import HEAD_DIM_MULTIPLE, MAX_HEADS
 from common.errors import InputError
-
-MAX_FLASH_HEADS = 256  # FlashAttentionScore: head_num at most 256
-FLASH_HEAD_DIM_MULTIPLE = 16
 
 _slice = _ops.Slice()
 _DEVICE: list[str] = []  # the innermost `on(...)`; empty outside
@@ -81,20 +79,20 @@ def _split_heads(x: Tensor, num_heads: int, layout: str) -> Tensor:
 def _attention_flash(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, num_heads: int, layout: str
 ) -> Tensor:
-    # a graph compiles built-in exceptions only; common.ascend.check refuses the same before anything loads
+    # a graph compiles built-in exceptions only; common.ascend refuses the same before anything loads
     head_dim = q.shape[2] // num_heads
     if q.dtype not in (mstype.float16, mstype.bfloat16):
         raise ValueError(
             f"attention: FlashAttentionScore takes float16 or bfloat16, got {q.dtype}; set dtype to either"
         )
-    if num_heads > MAX_FLASH_HEADS:
+    if num_heads > MAX_HEADS:
         raise ValueError(
-            f"attention: FlashAttentionScore takes at most {MAX_FLASH_HEADS} heads, got {num_heads} "
+            f"attention: FlashAttentionScore takes at most {MAX_HEADS} heads, got {num_heads} "
             "(a group block folds the batch into the heads); use a smaller batch"
         )
-    if head_dim % FLASH_HEAD_DIM_MULTIPLE:
+    if head_dim % HEAD_DIM_MULTIPLE:
         raise ValueError(
-            f"attention: FlashAttentionScore wants a head width divisible by {FLASH_HEAD_DIM_MULTIPLE}, "
+            f"attention: FlashAttentionScore wants a head width divisible by {HEAD_DIM_MULTIPLE}, "
             f"got {head_dim}; choose attention_head_dim 48 or 96"
         )
     drop = None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli
+from common.ascend import check_attention
 from common.checkpoint import save_weights
 from common.condition_layers import begins_conditions
 from common.data.encoded import EncodedLoader
@@ -304,6 +305,7 @@ def train_on(config: T2VTrainConfig, mesh: Mesh, device: str, ranks: Ranks) -> N
     loader = open_loader(config, config.data, per_rank, config.seed, samples_mesh)
     report = loader.report()
     model_config = config.transformer.resolve(TransformerConfig, "transformer")
+    check_attention(device, model_config, per_rank // config.accumulate)
     announced = announce(config, model_config, report.tokens, per_rank // config.accumulate)
     if mesh.rank == 0:
         print(f"{report}\n{announced}")

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import cli
+from common.ascend import check_attention
 from common.captions import read_prompts
 from common.conditions import trim_text
 from common.errors import InputError, NotFiniteError
@@ -59,6 +60,8 @@ def sample(config: SampleConfig) -> None:
     for source in (config.transformer, config.vae):
         source.check_files()
     runtime.check_dtypes(device, config.dtypes)
+    rows = config.batch_size * (2 if config.sampler.guidance().on else 1)
+    check_attention(device, transformer_config, rows)
     plan = plan_videos(config, len(prompts), vae_config, transformer_config)
     notes = [*plan.warnings, *strangers(config.transformer, config.vae, config.text)]
     for message in notes if mesh.rank == 0 else ():
