@@ -27,7 +27,7 @@ def check_attention(device: str, transformer: TransformerConfig, batch: int) -> 
         )
     if transformer.skip_stride > 1 and batch * heads > MAX_HEADS:
         raise InputError(
-            f"batch: a group block folds {batch} rows of {heads} heads into one, FlashAttentionScore takes at "
-            f"most {MAX_HEADS} heads; at most {MAX_HEADS // heads} rows go together: lower batch_size, or "
+            f"batch: a group block folds {batch} rows of {heads} heads into one, FlashAttentionScore takes "
+            f"{MAX_HEADS} heads; at most {MAX_HEADS // heads} rows go together: lower batch_size, or "
             "raise accumulate"
         )
