@@ -293,7 +293,7 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def copied(folder, name, **changes):
-    """A case of the goldens at hand, copied into a folder of its own with some fields of its record changed."""
+    """A case of the goldens at hand, copied to another folder with some fields of its record changed."""
     source = find_folder()
     if source is None:
         pytest.skip("no golden folder in this checkout")
