@@ -80,8 +80,9 @@ def temporary_files(folder: Path) -> list[str]:
 def golden(name: str, model: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """Real parameter names: the weights and the config of (one model of) a recorded case."""
     case = recorded(name)
-    config = case.record.get("full_config") or case.record["config"]
-    return (case.weights_of(model), config[model]) if model else (case.stored_weights, config)
+    config = json.loads(json.dumps(case.record.get("full_config") or case.record["config"]))
+    weights = dict(case.weights_of(model) if model else case.stored_weights)
+    return weights, config[model] if model else config
 
 
 def write_config(folder: Path, config: dict) -> Path:
