@@ -1,10 +1,11 @@
 """Which process this is among several: the mesh object handed to whatever can be spread over ranks."""
 
 import atexit
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from .errors import InputError
 
@@ -39,13 +40,64 @@ def mesh_from_environment() -> Mesh:
     return mesh
 
 
-def exit_without_shutdown(error: BaseException) -> None:
-    """End the process, once its error is told, with the exit code that it has anyway, without taking the
-    interpreter down.
+class AgreedStop(SystemExit):
+    """The end of the program on which all ranks agreed, with its exit code."""
+
+
+class Ranks(Protocol):
+    """The processes of a run, as far as their coming and going is concerned."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def lost(self, error: BaseException) -> bool: ...
+    def leave(self) -> None: ...
+
+
+Met = TypeVar("Met", bound=Ranks)
+
+
+@contextlib.contextmanager
+def meeting(ranks: Met) -> Iterator[Met]:
+    """Inside, the ranks of a run are met; afterwards each leaves in order.
+
+    Groups are taken apart after success only, and after a stop that all agreed on: where a rank failed, or
+    was told to stop at once, the others wait in a collective, and taking groups apart would wait for them.
+    There the process ends without the interpreter's own shutdown, in which threads of a group abort it
+    (pytorch/pytorch#179291).
+
+    Raises:
+        ConnectionAbortedError: another rank is gone.
     """
-    code = 2 if isinstance(error, InputError | OSError) else 1
+    try:
+        yield ranks
+    except AgreedStop:
+        ranks.leave()
+        raise
+    except BaseException as error:
+        if ranks.size > 1:
+            _exit_without_shutdown(_exit_code(error))
+        if ranks.lost(error):
+            raise ConnectionAbortedError(
+                f"rank {ranks.rank}: another rank is gone ({str(error).splitlines()[0]}), so this one ends "
+                "too; look at the other's log and at the system's (out of memory?)"
+            ) from None
+        raise
+    ranks.leave()
+
+
+def _exit_code(error: BaseException) -> int:
+    """What the process ends with once an error is told."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
-        code = 130
+        return 130
+    return 2 if isinstance(error, InputError | OSError) else 1
+
+
+def _exit_without_shutdown(code: int) -> None:
+    """End the process, once its error is told, without taking the interpreter down."""
 
     def end() -> None:
         for stream in (sys.stdout, sys.stderr):

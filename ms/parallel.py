@@ -2,9 +2,7 @@
 processes.
 """
 
-import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mindspore
@@ -14,7 +12,7 @@ from mindspore.communication import GlobalComm, create_group, get_group_size, ge
 
 from common.errors import InputError
 from common.host import kind_of
-from common.parallel import Mesh, exit_without_shutdown
+from common.parallel import Mesh
 
 from . import kernels
 
@@ -177,32 +175,3 @@ class Ranks:
         if self.size > 1:
             self.any(False)  # nobody leaves while another is in a collective
             release()
-
-
-@contextlib.contextmanager
-def meet(mesh: Mesh, device: str) -> Iterator[Ranks]:
-    """Inside, the ranks of a run are met; afterwards each leaves in order.
-
-    Groups are taken apart after success only, and after a stop that all agreed on: where a rank failed, the
-    others wait in a collective, and taking groups apart would wait for them. There the process ends without
-    the interpreter's own shutdown, in which threads of a group abort it (pytorch/pytorch#179291).
-
-    Raises:
-        ConnectionAbortedError: another rank is gone.
-    """
-    ranks = Ranks(mesh, device)
-    try:
-        yield ranks
-    except SystemExit:
-        ranks.leave()
-        raise
-    except BaseException as error:
-        if mesh.size > 1:
-            exit_without_shutdown(error)
-        if ranks.lost(error):
-            raise ConnectionAbortedError(
-                f"rank {ranks.rank}: another rank is gone ({str(error).splitlines()[0]}), so this one ends "
-                "too; look at the other's log and at the system's (out of memory?)"
-            ) from None
-        raise
-    ranks.leave()

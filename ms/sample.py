@@ -25,7 +25,7 @@ from common.outputs import (
     write_frames,
     write_tensors,
 )
-from common.parallel import Mesh, mesh_from_environment
+from common.parallel import Mesh, meeting, mesh_from_environment
 from common.provenance import strangers
 from common.runs import SampleConfig
 from common.sample_plan import VideoPlan, plan_videos
@@ -35,7 +35,7 @@ from common.windows import Join, check_joins
 from . import runtime
 from .loading import load_transformer, load_vae
 from .long_video import Made, VideoMaker
-from .parallel import Group, meet
+from .parallel import Group, Ranks
 from .pipeline import LatentSampler, Step
 from .text import TextEncoder
 
@@ -72,7 +72,7 @@ def sample(config: SampleConfig) -> None:
     jobs = samples_mesh.share(plan_jobs(prompts, config.num_samples, config.seed))
     for job in jobs:
         check_free(folder, job.stem, config, config.overwrite)
-    with meet(mesh if config.parallel.sequence > 1 else Mesh(), device) as ranks:
+    with meeting(Ranks(mesh if config.parallel.sequence > 1 else Mesh(), device)) as ranks:
         group = ranks.neighbours(config.parallel.sequence)
         make_videos(config, jobs, plan, folder, device, group, show=mesh.rank == 0)
 

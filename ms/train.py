@@ -21,7 +21,7 @@ from common.images import contact_sheet, to_uint8
 from common.masks import MaskConfig, latent_mask
 from common.model_record import Objective, write_objective, write_record
 from common.models import TransformerConfig, VAEConfig
-from common.parallel import Mesh, mesh_from_environment
+from common.parallel import Mesh, meeting, mesh_from_environment
 from common.provenance import record_of
 from common.runs import check_pair
 from common.t2v_training import (
@@ -45,7 +45,7 @@ from .diffusion_loss import DiffusionLoss
 from .encoders import Encoders
 from .fsdp import shard_parameters, together
 from .loading import load_transformer
-from .parallel import Ranks, meet
+from .parallel import Ranks
 from .pipeline import LatentSampler
 from .training import Trained, to_device
 from .zero import sharding
@@ -293,7 +293,8 @@ def train(config: T2VTrainConfig) -> None:
     device = runtime.setup(config.device, mesh.local_rank)
     runtime.check_dtypes(device, config.dtypes)
     runtime.compile_operators(device, config.op_compile)
-    with meet(mesh, device) as ranks:  # before the annotations are read: msrun's scheduler goes no further
+    # ranks meet before the annotations are read: msrun's scheduler goes no further
+    with meeting(Ranks(mesh, device)) as ranks:
         cli.prepare_folder(config.output)
         train_on(config, mesh, device, ranks)
 

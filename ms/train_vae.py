@@ -13,14 +13,14 @@ from common.images import to_uint8
 from common.metrics import psnr_ssim_T
 from common.models import VAEConfig
 from common.noise import index_of, normal
-from common.parallel import Mesh, mesh_from_environment
+from common.parallel import Mesh, meeting, mesh_from_environment
 from common.training.loop import Batch, Validation, run_loop
 from common.vae_training import VAETrainConfig
 
 from . import runtime
 from .discriminator import Discriminator
 from .loading import load_lpips, load_vae, start_discriminator
-from .parallel import Ranks, meet
+from .parallel import Ranks
 from .posterior import split_moments
 from .training import Trained, below, cut
 from .vae import check_clip
@@ -150,7 +150,7 @@ def train(config: VAETrainConfig) -> None:
     runtime.check_dtypes(device, {"dtype": config.dtype})
     runtime.compile_operators(device, config.op_compile)
     cli.prepare_folder(config.output)
-    with meet(mesh, device) as ranks:
+    with meeting(Ranks(mesh, device)) as ranks:
         train_on(config, mesh, device, ranks)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from common.cli import commit, write_report
 from common.config import Config, key
 from common.errors import InputError
+from common.parallel import AgreedStop
 
 from .checkpoint import Checkpoint, Facts, checkpoint_folder, record_validation, save
 from .interrupts import Interrupts
@@ -109,7 +110,7 @@ def run_loop(
     Raises:
         InputError: another run at work in `folder`, nothing sound to resume from, another config, or a value
             that is not finite.
-        SystemExit: after SIGTERM (143) or SIGINT (130), once the step is finished and written.
+        AgreedStop: after SIGTERM (143) or SIGINT (130), once the step is finished and written.
     """
     folder = Path(folder)
     with Presence(folder, ranks), Interrupts() as interrupts:
@@ -127,7 +128,7 @@ def run_loop(
         with closing(loop.log):
             outcome = loop.run(batches)
     if ranks.any(interrupts.received is not None) and not outcome.finished:
-        sys.exit(interrupts.exit_code)
+        raise AgreedStop(interrupts.exit_code)
     return outcome
 
 

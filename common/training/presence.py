@@ -78,7 +78,7 @@ class Presence:
         if self._own < 0:
             return
         gone = error is not None and self.ranks.lost(error)
-        if kind is None or kind is SystemExit:
+        if kind is None:
             path_of(self.folder, self.ranks.rank).unlink(missing_ok=True)  # leaving is not dying
         else:
             reason = "another rank is gone" if gone else (str(error) or kind.__name__).splitlines()[0]
