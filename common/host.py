@@ -1,4 +1,4 @@
-"""The machine a program runs on, as far as a report needs it."""
+"""The machine a program runs on, as far as a report needs it, and how its devices are called."""
 
 import platform
 from pathlib import Path

@@ -44,8 +44,8 @@ class AgreedStop(SystemExit):
     """The end of the program on which all ranks agreed, with its exit code."""
 
 
-class Ranks(Protocol):
-    """The processes of a run, as far as their coming and going is concerned."""
+class Member(Protocol):
+    """This process among those of a run, as far as its coming and going is concerned."""
 
     @property
     def rank(self) -> int: ...
@@ -55,7 +55,7 @@ class Ranks(Protocol):
     def leave(self) -> None: ...
 
 
-Met = TypeVar("Met", bound=Ranks)
+Met = TypeVar("Met", bound=Member)
 
 
 @contextlib.contextmanager

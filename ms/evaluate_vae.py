@@ -14,7 +14,7 @@ from common.evaluation import Clip, Score
 from common.fvd import i3d_input
 from common.images import to_model, to_uint8, write_png
 from common.metrics import psnr_ssim_T
-from common.outputs import digest, free_stem
+from common.outputs import check_free, digest, free_stem
 from common.runs import EvaluateVAEConfig, resolve_vae
 
 from . import runtime
@@ -42,6 +42,7 @@ def evaluate_vae(config: EvaluateVAEConfig) -> None:
     check_clip(vae_config, (config.batch_size, 3, config.num_frames, config.height, config.width))
     paths = find_videos(config.input)
     folder = cli.prepare_folder(config.output)
+    check_free(folder, "evaluation", config, config.overwrite)
     watch = cli.Stopwatch()
     with watch.stage("load"):
         judges = Judges(

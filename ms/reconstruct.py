@@ -11,7 +11,7 @@ from common import cli
 from common.images import resize_crop, side_by_side, to_model, to_uint8
 from common.metrics import psnr_ssim_T
 from common.noise import normal
-from common.outputs import digest, free_stem, shortened, write_frames, write_tensors
+from common.outputs import check_free, digest, free_stem, shortened, write_frames, write_tensors
 from common.runs import ReconstructConfig, RoundTripConfig, resolve_vae
 from common.video import VideoReader
 
@@ -36,6 +36,8 @@ def reconstruct(config: ReconstructConfig) -> None:
     config.check_vae(vae_config)
     check_clip(vae_config, (1, 3, config.num_frames, config.height, config.width))
     folder = cli.prepare_folder(config.output)
+    stem = f"{shortened(Path(config.input).stem)}_restored"  # never the name of the input
+    check_free(folder, stem, config, config.overwrite)
     watch = cli.Stopwatch()
 
     with watch.stage("read"), VideoReader(config.input) as reader:
@@ -52,7 +54,6 @@ def reconstruct(config: ReconstructConfig) -> None:
 
     psnr, ssim = (float(values_T.mean()) for values_T in psnr_ssim_T(original_THWC, restored_THWC))
     content = digest(restored_THWC)
-    stem = f"{shortened(Path(config.input).stem)}_restored"  # never the name of the input
     stem = free_stem(folder, stem, content, config.overwrite)
     with watch.stage("write"):
         names = write_frames(folder, stem, restored_THWC, fps)

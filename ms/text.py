@@ -63,7 +63,10 @@ class TextEncoder:
         mindspore.set_context(mode=mindspore.PYNATIVE_MODE)  # a compiled one is never freed: 11 GB of mT5-XXL
         try:
             states_BLE = self.model(input_ids=ids, attention_mask=keep, return_dict=False)[0]
-            states_BLE.asnumpy() if self._on_cpu else mindspore.runtime.synchronize()  # errors are told here
+            if self._on_cpu:
+                states_BLE.asnumpy()  # waits, so that errors are told here; `synchronize` complains on a CPU
+            else:
+                mindspore.runtime.synchronize()
         finally:
             mindspore.set_context(mode=mode)
         return states_BLE

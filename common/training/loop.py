@@ -36,14 +36,18 @@ Batches = Callable[[int, int], Iterable[tuple[int, Batch]]]  # (start, stop) -> 
 class LoopConfig(Config):
     """How long to train and what to keep. None of these keys changes what a step computes."""
 
-    steps: int = key(..., ge=1)
-    checkpoint_every: int = key(500, ge=1)
-    keep_last: int = key(3, ge=1)
-    keep_best: int = key(1, ge=0)  # by lowest validation score; a new best is kept at once
-    validate_every: int = key(0, ge=0)  # 0: never
-    log_every: int = key(10, ge=1)  # to the terminal and TensorBoard; losses.jsonl has every step
-    resume: str = key("auto")  # auto (newest good checkpoint in the output), never, or a checkpoint's path
-    max_seconds: float | None = key(None, gt=0)  # of a session; then stop with a checkpoint
+    steps: int = key(..., ge=1, affects_result=False)
+    checkpoint_every: int = key(500, ge=1, affects_result=False)
+    keep_last: int = key(3, ge=1, affects_result=False)
+    # by lowest validation score; a new best is kept at once
+    keep_best: int = key(1, ge=0, affects_result=False)
+    validate_every: int = key(0, ge=0, affects_result=False)  # 0: never
+    # to the terminal and TensorBoard; losses.jsonl has every step
+    log_every: int = key(10, ge=1, affects_result=False)
+    # auto (newest good checkpoint in the output), never, or a checkpoint's path
+    resume: str = key("auto", affects_result=False)
+    # of a session; then stop with a checkpoint
+    max_seconds: float | None = key(None, gt=0, affects_result=False)
 
 
 class NotFinite(Exception):  # noqa: N818 an event a task reports; run_loop makes it an error
@@ -105,7 +109,7 @@ def run_loop(
     """Train from where the last session stopped to `config.steps`, leaving everything in `folder`.
 
     `run_config` is the whole run's config: it goes into every checkpoint, and to resume it must be the same
-    but for its LoopConfig section and `free_keys`.
+    but for keys that are marked as not affecting the result (`common.config.key`), and `free_keys`.
 
     Raises:
         InputError: another run at work in `folder`, nothing sound to resume from, another config, or a value
@@ -114,7 +118,7 @@ def run_loop(
     """
     folder = Path(folder)
     with Presence(folder, ranks), Interrupts() as interrupts:
-        start = starting_point(config.resume, folder, run_config, LoopConfig, free_keys, ranks)
+        start = starting_point(config.resume, folder, run_config, free_keys, ranks)
         done = start.step if start else 0
         if start:
             task.restore(start.state())

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, build
+from common.config import Config, build, free_keys
 from common.errors import InputError
 
 from .checkpoint import (
@@ -28,13 +28,13 @@ def starting_point(
     resume: str,
     output: Path,
     config: Config,
-    loop_class: type[Config],
-    free_keys: Collection[str],
+    more_free: Collection[str],
     ranks: Ranks = ONE_RANK,
 ) -> Checkpoint | None:
     """The checkpoint that `resume` means: auto, never, or the path of a checkpoint or of a run.
 
-    None: start at step 0. Every key of a `loop_class` section may differ from the checkpoint's.
+    None: start at step 0. Keys marked as not affecting the result may differ from the checkpoint's, and those
+    in `more_free`.
 
     Raises:
         InputError: no good checkpoint, another config, or the output has checkpoints that are not continued.
@@ -58,7 +58,7 @@ def starting_point(
                 "set resume=auto to continue from there, delete it, or set another output"
             )
     if found is not None:
-        check_same_run(found, config, (*_loop_keys(config, loop_class), *free_keys))
+        check_same_run(found, config, (*free_keys(type(config)), *more_free))
     return found
 
 
@@ -74,13 +74,6 @@ def _named(path: Path, ranks: Ranks) -> Checkpoint:
             "or the output folder of a run"
         )
     return found
-
-
-def _loop_keys(config: Config, loop_class: type[Config]) -> list[str]:
-    """Sections of the loop's class, or its own keys where the config is one."""
-    if isinstance(config, loop_class):
-        return list(loop_class.model_fields)
-    return [name for name in type(config).model_fields if isinstance(getattr(config, name), loop_class)]
 
 
 def newest_good(output: str | Path, ranks: Ranks = ONE_RANK) -> Checkpoint | None:
