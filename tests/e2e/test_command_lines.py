@@ -208,6 +208,15 @@ def test_reconstruct_never_overwrites_its_input(tree, tmp_path, clip, call):
 
 
 @ONLY_PT
+def test_reconstruct_refuses_a_taken_name_before_any_work(tree, tmp_path, clip, call, monkeypatch):
+    config = write(tmp_path, reconstruct_settings(tmp_path, clip))
+    assert call(tree, "reconstruct", config)[0] == 0
+    monkeypatch.setattr(tree.reconstruct, "load_vae", None)
+    code, _, err = call(tree, "reconstruct", config, "start=1", "overwrite=error")
+    assert (code, "it is there already, with other content" in err) == (2, True), err
+
+
+@ONLY_PT
 def test_reconstruct_in_chunks_is_the_same(tree, tmp_path, clip, call):
     config = write(tmp_path, reconstruct_settings(tmp_path, clip))
     for chunk in (0, 4):
