@@ -8,7 +8,7 @@ import pytest
 from common.data.drawing import render
 from common.images import read_image
 from tests.conftest import ONLY_PT
-from tests.e2e.test_command_lines import needs_encoder, sample_settings, write
+from tests.e2e.command_lines import needs_encoder, sample_settings, write
 from tests.tiny import tiny_transformer_config
 from tools import release_i2v
 from tools.oracle import clip_of

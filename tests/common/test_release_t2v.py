@@ -15,7 +15,7 @@ from common.outputs import plan_jobs
 from common.runs import SampleConfig
 from common.sample_plan import plan_videos
 from tests.conftest import ONLY_PT
-from tests.e2e.test_command_lines import needs_encoder, sample_settings, write
+from tests.e2e.command_lines import needs_encoder, sample_settings, write
 from tests.tiny import build, tiny_transformer_config
 from tools import release_t2v
 from tools.measuring import SHEET_FRAMES, Sampler, Setting

@@ -23,7 +23,7 @@ from common.video import write_video
 from tests.conftest import ONLY_PT, PT_AND_SLOW_MS, available
 from tests.tiny import tiny_transformer_config, tiny_vae_config
 
-from .test_command_lines import needs_encoder, run, write
+from .command_lines import needs_encoder, run, write
 
 CLIPS, BATCH = 10, 2
 ROUNDING = {"rtol": 2**-10, "atol": 1e-6}  # of float16, on either side of a boundary

@@ -20,7 +20,7 @@ from tests.conftest import ONLY_PT, PT_AND_SLOW_MS, available
 from tests.tiny import build, tiny_transformer_config, tiny_vae_config
 from tools.parity.tree import Tree
 
-from .test_command_lines import call, needs_encoder, sample_settings, write  # noqa: F401
+from .command_lines import needs_encoder, sample_settings, write
 from .test_ranks import TASKS, image_settings
 from .training import checkpoints, command, losses, run, write_config
 
@@ -63,7 +63,7 @@ def frames_of(folder, stem="0000_a_red_ball_seed0"):
 
 
 @PT_AND_SLOW_MS
-def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):  # noqa: F811
+def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):
     """Each way to give something changes the video; a long one is made in windows that are checked."""
     config = write(tmp_path, i2v_settings(tmp_path))
     write_video(tmp_path / "clip.mp4", np.full((12, 40, 60, 3), 90, np.uint8), 8)
@@ -93,7 +93,7 @@ def test_pictures_clips_and_long_videos(tree, tmp_path, call, pictures):  # noqa
 
 
 @ONLY_PT
-def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, call, pictures):  # noqa: F811
+def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, call, pictures):
     (tmp_path / "list.txt").write_text(f"{pictures[0]}\n-\n{pictures[1]}\n")
     settings = i2v_settings(tmp_path, prompt=["one", "two", "three"], batch_size=2)
     keys = [f"image={tmp_path / 'list.txt'}", "max_hxw=4096"]
@@ -121,7 +121,7 @@ def test_batches_change_nothing_and_every_prompt_has_its_size(tree, tmp_path, ca
         (["transformer.overrides.vae_scale_factor_t=8"], "vae_scale_factor_t is 8, the VAE has 4"),
     ],
 )
-def test_mistakes_are_one_line(tree, tmp_path, call, pictures, keys, message):  # noqa: F811
+def test_mistakes_are_one_line(tree, tmp_path, call, pictures, keys, message):
     keys = [key.replace("first.png", pictures[0]) for key in keys]
     code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), *keys)
     assert code == 2
@@ -130,7 +130,7 @@ def test_mistakes_are_one_line(tree, tmp_path, call, pictures, keys, message):  
 
 
 @ONLY_PT
-def test_half_precision_and_a_vae_of_eight_frames(tree, tmp_path, call, pictures):  # noqa: F811
+def test_half_precision_and_a_vae_of_eight_frames(tree, tmp_path, call, pictures):
     half = ["dtype=float16", "vae_dtype=float16", f"image={pictures[0]}"]
     assert call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), *half)[0] == 0
     assert frames_of(tmp_path / "out").std() > 1
@@ -154,7 +154,7 @@ def test_half_precision_and_a_vae_of_eight_frames(tree, tmp_path, call, pictures
 
 
 @ONLY_PT
-def test_a_jump_between_windows_is_a_warning(tree, tmp_path, call, monkeypatch):  # noqa: F811
+def test_a_jump_between_windows_is_a_warning(tree, tmp_path, call, monkeypatch):
     jump = Join(5, brightness=20.0, motion=30.0, usual_brightness=1.0, usual_motion=(0.5, 2.0))
     monkeypatch.setattr(tree.sample, "check_joins", lambda *given: [jump])
     code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)))
@@ -165,7 +165,7 @@ def test_a_jump_between_windows_is_a_warning(tree, tmp_path, call, monkeypatch):
 
 
 @ONLY_PT
-def test_far_from_training_is_a_warning(tree, tmp_path, call):  # noqa: F811
+def test_far_from_training_is_a_warning(tree, tmp_path, call):
     code, _, err = call(tree, "sample", write(tmp_path, i2v_settings(tmp_path)), "height=96", "width=96")
     assert code == 0
     assert "warning: size: got 96x96, the transformer was trained on shapes of about 32x48" in err

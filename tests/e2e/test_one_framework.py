@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.e2e import test_command_lines as lines
+from tests.e2e import command_lines as lines
 from tests.e2e import test_encode
 from tools.mirror import ROOT, files
 

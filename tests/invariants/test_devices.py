@@ -15,7 +15,7 @@ import pytest
 from common.errors import InputError
 from common.models import TransformerConfig, VAEConfig
 from common.runs import SamplerConfig
-from tests.e2e.test_command_lines import needs_encoder
+from tests.e2e.command_lines import needs_encoder
 from tests.tiny import tiny_transformer_config
 from tools.mirror import ROOT
 
