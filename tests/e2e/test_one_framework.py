@@ -4,8 +4,10 @@ import importlib
 import os
 import sys
 
+import numpy as np
 import pytest
 
+from common.video import write_video
 from tests.e2e import command_lines as lines
 from tests.e2e import test_encode
 from tools.mirror import ROOT, files
@@ -38,7 +40,7 @@ def test_a_command_line_runs(command, tmp_path, monkeypatch, capsys):
         settings = test_encode.settings(tmp_path / "cache")
     else:
         clip = tmp_path / "clip.mp4"
-        lines.write_video(clip, lines.np.full((9, 48, 64, 3), 100, lines.np.uint8), 8)
+        write_video(clip, np.full((9, 48, 64, 3), 100, np.uint8), 8)
         settings = lines.reconstruct_settings(tmp_path, clip)
     code, _, err = lines.run(
         tree, command, lines.write(tmp_path, settings), monkeypatch=monkeypatch, capsys=capsys
