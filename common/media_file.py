@@ -28,12 +28,7 @@ from .images import animation, is_animated_webp, read_image
 WANTED = "wanted a video file such as MP4, MKV, AVI or GIF"
 REORDERED = 32  # packets that may precede one that is shown before them
 INDEXED = ("mp4", "matroska")  # containers whose seeks are reliable
-PICTURES = (
-    "image2",
-    "gif",
-    "apng",
-    "webp",
-)  # containers that also hold still pictures, beside "png_pipe" etc.
+PICTURES = ("image2", "gif", "apng", "webp")  # also hold still pictures, as do "png_pipe" etc.
 STILL = tuple(f"{name}_pipe" for name in ("png", "jpeg", "webp", "bmp", "tiff"))  # FFmpeg's, of one frame
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave alpha out
 # PyAV 18.1 raises IndexError where a stream begins in the middle of a transport stream.
@@ -312,9 +307,7 @@ def orientation(frame: av.VideoFrame) -> Orientation:
     """What a frame's display matrix says, to the nearest quarter turn (libavutil/display.h)."""
     try:
         matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[arg-type] PyAV's stub wants str
-    except (
-        ValueError
-    ):  # PyAV 18.1 has no name for some kinds of side data, such as EXIF; mirrors stay unknown
+    except ValueError:  # PyAV 18.1 names not every kind of side data, EXIF for one: mirrors stay unknown
         turns = round(frame.rotation / 90) % 4
         return Orientation(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
     if matrix is None:
