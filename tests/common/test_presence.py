@@ -82,6 +82,12 @@ def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
         assert "No locks available; neither a rank that dies nor a second run" in capsys.readouterr().err
 
 
+def test_a_system_without_locks_is_a_warning_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.training.presence.fcntl", None)  # Windows has no such module
+    with Presence(tmp_path, ONE_RANK):
+        assert "this system has no flock; neither a rank that dies nor" in capsys.readouterr().err
+
+
 def test_a_rank_that_leaves_is_not_missed(tmp_path):
     stays, leaves = start(tmp_path, 0, 2), start(tmp_path, 1, 0)
     _, said = stays.communicate(timeout=10)
